@@ -1,0 +1,46 @@
+"""Robust training for any PyTorch Lightning project, by adding one callback."""
+
+# Methods
+from lightning_robust.callbacks.class_balance import ClassBalance
+from lightning_robust.callbacks.group_balance import GroupBalance
+from lightning_robust.callbacks.group_dro import GroupDRO
+
+# Measuring and resuming
+from lightning_robust.callbacks.group_metrics import GroupMetrics
+from lightning_robust.callbacks.rng_state import RNGState
+from lightning_robust.callbacks.spare import SPARE
+
+# Data
+from lightning_robust.contracts import AnnotatedDataset, ContractError, Groups
+from lightning_robust.metrics import (
+    AdjustedAccuracy,
+    GroupAccuracy,
+    GroupGap,
+    GroupWise,
+    MeanGroupAccuracy,
+    OverallAccuracy,
+    WorstGroup,
+    WorstGroupAccuracy,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SPARE",
+    "AdjustedAccuracy",
+    "AnnotatedDataset",
+    "ClassBalance",
+    "ContractError",
+    "GroupAccuracy",
+    "GroupBalance",
+    "GroupDRO",
+    "GroupGap",
+    "GroupMetrics",
+    "GroupWise",
+    "Groups",
+    "MeanGroupAccuracy",
+    "OverallAccuracy",
+    "RNGState",
+    "WorstGroup",
+    "WorstGroupAccuracy",
+]

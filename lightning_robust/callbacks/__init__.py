@@ -1,0 +1,1 @@
+"""One file a method; the menu is in :mod:`lightning_robust`."""

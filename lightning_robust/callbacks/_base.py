@@ -1,0 +1,648 @@
+"""What every method shares; the only file that knows Lightning's loops.
+
+A :class:`Method` says *what*: it decides, votes on examples and steers logits. The
+:class:`Conductor`, one for a Trainer and a fit however many methods there are, knows *when*: it
+puts the sampler into the train loader, tells the head's hook which examples are in the batch, asks
+for decisions before each epoch, and makes all of it resumable. Why each hook is where it is:
+``docs/lightning_facts.md``.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+import weakref
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
+
+from lightning_robust.contracts import (
+    ContractError,
+    Groups,
+    GroupsLike,
+    resolve_groups,
+    targets_of,
+)
+from lightning_robust.observing import Observation, Observer
+from lightning_robust.randomness import resolve_seed
+from lightning_robust.sampling import PlanSampler, RecordingBatchSampler, SamplingPlan
+from lightning_robust.steering import LogitSteering, Steer, find_head
+
+_SHARDED = ("FSDP", "DeepSpeed", "ModelParallel", "XLA")
+
+
+class Method(Callback):
+    """One method for robust training. Subclasses override some of the verbs below.
+
+    Args:
+        groups: Where the groups of the training examples come from; ``None`` takes the data set's.
+        head: Name of the module that returns the logits; ``None`` finds it.
+        seed: Seed of every draw; ``None`` takes the one given to ``seed_everything``, else 0.
+    """
+
+    needs_groups: ClassVar[bool] = False
+    observes: ClassVar[bool] = False
+    state: ClassVar[tuple[str, ...]] = ()
+    """Names of the attributes that change during a fit; they are what a checkpoint holds."""
+
+    targets: Tensor
+    """(n,) int64, the training targets; there once :meth:`prepare` runs."""
+    group_ids: Tensor
+    """(n,) int64, where ``needs_groups``."""
+    group_names: tuple[str, ...]
+    num_classes: int
+
+    def __init__(
+        self,
+        groups: GroupsLike | None = None,
+        head: str | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.groups = groups
+        self.head = head
+        self.seed = seed
+        self._conductor: Conductor | None = None
+        self._place: dict[str, Any] = {}
+        self.reset()
+
+    # ---- the verbs -----------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Set every attribute named in ``state`` to its value before training."""
+
+    def prepare(self, dataset: Dataset[Any]) -> None:
+        """Look at the training set once a fit, before the first step: refuse, build tables."""
+
+    def begin(self) -> None:
+        """Called once, with optimizers ready and nothing trained; not after a resume."""
+
+    def decide(self, epoch: int) -> None:
+        """Decide what ``epoch`` will be; on every rank, once, before it begins."""
+
+    def vote(self) -> Tensor | None:
+        """A weight >= 0 for each training example, (n,); ``None`` abstains."""
+        return None
+
+    def steer(self, indices: Tensor, logits: Tensor) -> Steer | None:
+        """What to do to the logits of a training batch.
+
+        Args:
+            indices: (B,) dataset indices, on the logits' device.
+            logits: (B, C), without gradient; what the head returned.
+        """
+        return None
+
+    def report(self) -> dict[str, float | Tensor]:
+        """Scalars to log at the end of each training epoch, by their full keys."""
+        return {}
+
+    # ---- what the base offers ------------------------------------------------------------------
+
+    @property
+    def conductor(self) -> Conductor:
+        """The conductor of the running fit."""
+        if self._conductor is None:
+            raise RuntimeError(f"{type(self).__name__} is not in a running fit")
+        return self._conductor
+
+    @property
+    def num_examples(self) -> int:
+        """Size n of the training set."""
+        return len(self.targets)
+
+    def observe(self, *quantities: str, dataset: Dataset[Any] | None = None) -> Observation:
+        """Observe the training set, or ``dataset``, with the model as it is now."""
+        return self.conductor.observe(quantities, dataset)
+
+    # ---- Lightning's hooks ---------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Join the conductor of this fit."""
+        if stage == "fit":
+            if trainer.current_epoch == 0:
+                self.reset()
+            self._conductor = Conductor.of(trainer, pl_module)
+            self._conductor.join(self)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that loaders set up so far (for a scheduler's step count) were a pass of their own."""
+        if self.conductor.leader is self:
+            self.conductor.loaders_are_set_up()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that the loader was taken over."""
+        if self.conductor.leader is self:
+            self.conductor.training_starts()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that an epoch begins."""
+        if self.conductor.leader is self:
+            self.conductor.epoch_starts()
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Tell the head's hook which examples come."""
+        if self.conductor.leader is self:
+            self.conductor.batch_starts(batch_idx)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Count the batch."""
+        if self.conductor.leader is self:
+            self.conductor.batch_ends(batch_idx)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log, and decide the next epoch."""
+        if report := self.report():
+            pl_module.log_dict(dict(report))
+        if self.conductor.leader is self:
+            self.conductor.epoch_ends()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave everything as found."""
+        if stage == "fit" and self._conductor is not None:
+            self._place = self._conductor.place()
+            self._conductor.leave()
+            self._conductor = None
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Leave everything as found: Lightning calls no teardown after an error."""
+        self.teardown(trainer, pl_module, "fit")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Declared state and the place in training: tensors and plain values only."""
+        place = self._place if self._conductor is None else self._conductor.place()
+        return {name: _plain(getattr(self, name)) for name in self.state} | place
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        for name in self.state:
+            setattr(self, name, state_dict[name])
+        self._place = {name: value for name, value in state_dict.items() if name not in self.state}
+        if self._conductor is not None and self._place:
+            self._conductor.resume(**self._place)
+
+
+@dataclass
+class Progress:
+    """The place in training, on every rank the same.
+
+    Args:
+        epoch: The epoch that is being, or is about to be, trained.
+        batches_done: How many of its batches are done.
+        batches: How many it has.
+        decided: The last epoch the methods have decided about.
+    """
+
+    epoch: int = 0
+    batches_done: int = 0
+    batches: int = 0
+    decided: int = -1
+
+
+class Conductor:
+    """Plays the methods of one Trainer through one fit."""
+
+    _of_trainer: ClassVar[weakref.WeakKeyDictionary[Any, Conductor]] = weakref.WeakKeyDictionary()
+
+    @classmethod
+    def of(cls, trainer: Trainer, module: LightningModule) -> Conductor:
+        """The conductor of this Trainer's fit, made when the first method asks."""
+        if trainer not in cls._of_trainer:
+            cls._of_trainer[trainer] = cls(trainer, module)
+        return cls._of_trainer[trainer]
+
+    def __init__(self, trainer: Trainer, module: LightningModule) -> None:
+        strategy = type(trainer.strategy).__name__
+        if strategy.startswith(_SHARDED):
+            raise ContractError(
+                f"strategy {strategy} shards the model, which the methods cannot observe or steer "
+                'yet; use strategy="ddp", or one device'
+            )
+        if trainer.overfit_batches:
+            raise ContractError(
+                f"overfit_batches={trainer.overfit_batches} replays a fixed set of batches, and "
+                "the methods choose the batches; set overfit_batches=0, or remove the methods"
+            )
+        self.trainer = trainer
+        self.module = module
+        self.methods: list[Method] = []
+        self.progress = Progress(epoch=trainer.current_epoch, decided=trainer.current_epoch - 1)
+        self.sampler: PlanSampler | None = None
+        self.steering: LogitSteering | None = None
+        self.seed = 0
+        self._size_of_checkpoint: int | None = None
+        self._loader: DataLoader[Any] | None = None
+        self._found: tuple[BatchSampler, Any] | None = None  # the batch sampler and what was in it
+        self._taken_over_in_this_pass = False
+        self._refusal = "the Trainer has no train loader"
+        self._batches_of_closed_epoch: int | None = None
+        self._lengths_to_come: tuple[Any, Any] | None = None
+        self._reload_every = trainer.reload_dataloaders_every_n_epochs
+        self._tap = LoaderTap(trainer, self._process, first=True)
+        self._restart: dict[str, Any] | None = None
+
+    # ---- methods come and go -------------------------------------------------------------------
+
+    @property
+    def leader(self) -> Method:
+        """The first method in the Trainer's list; its hooks do what is done once for all."""
+        return self.methods[0]
+
+    @property
+    def num_examples(self) -> int:
+        """Size of the training set, 0 before it is known."""
+        return 0 if self.sampler is None else self.sampler.plan.num_examples
+
+    def join(self, method: Method) -> None:
+        """Take a method in."""
+        self.methods.append(method)
+        heads = {m.head for m in self.methods if m.head is not None}
+        if len(heads) > 1:
+            raise ContractError(f"the methods name different heads, {sorted(heads)}; name one")
+        self.seed = resolve_seed(self.methods[0].seed)
+
+    def place(self) -> dict[str, Any]:
+        """What a checkpoint needs to continue here."""
+        return {
+            "progress": asdict(self.progress),
+            "num_examples": self.num_examples,
+            "sampling_seed": self.seed,
+        }
+
+    def resume(self, progress: dict[str, int], num_examples: int, sampling_seed: int) -> None:
+        """Continue where a checkpoint was written."""
+        self.progress = Progress(**progress)
+        self.seed = sampling_seed
+        self._size_of_checkpoint = num_examples
+
+    def leave(self) -> None:
+        """Put everything back, when the first method leaves."""
+        if self._of_trainer.pop(self.trainer, None) is None:
+            return
+        self._tap.remove()
+        if self._found is not None:
+            self._found[0].sampler = self._found[1]
+        if self.steering is not None:
+            self.steering.detach()
+        self.trainer.reload_dataloaders_every_n_epochs = self._reload_every
+
+    # ---- taking over the train loader ----------------------------------------------------------
+
+    def _process(self, loader: Any) -> Any:
+        """Called with every loader of the Trainer before its iterator exists."""
+        if not self.trainer.training:
+            return loader
+        refusal = _refusal(loader)
+        if refusal is not None:
+            self._refusal = refusal
+            return loader
+        if self._taken_over_in_this_pass:
+            raise ContractError(
+                "there are several map-style train loaders; the methods steer one: join the data "
+                "sets with ConcatDataset, or train on one loader"
+            )
+        self._taken_over_in_this_pass = True
+        self._take_over(loader)
+        return loader
+
+    def _take_over(self, loader: DataLoader[Any]) -> None:
+        first = self.sampler is None
+        num_examples = len(loader.dataset)  # type: ignore[arg-type]
+        for known in (self.num_examples, self._size_of_checkpoint):
+            if known and known != num_examples:
+                raise ContractError(
+                    f"the training set has {num_examples} examples, and had {known} "
+                    f"{'in the checkpoint' if known == self._size_of_checkpoint else 'before'}; "
+                    "use the same data set"
+                )
+        self._put_in(loader)
+        if first:
+            self._prepare(loader)
+        progress = self.progress
+        if progress.batches_done and progress.batches_done >= progress.batches:
+            # The checkpoint was written after the last batch, before the epoch was closed.
+            self._batches_of_closed_epoch = progress.batches
+            self.progress = progress = Progress(
+                progress.epoch + 1, 0, progress.batches, progress.decided
+            )
+        if progress.decided < progress.epoch and not self._is_over(progress.epoch):
+            self._decide(progress.epoch)
+        elif first:
+            self._plan()
+        assert self.sampler is not None
+        self.sampler.resume(progress.epoch, progress.batches_done)
+
+    def _put_in(self, loader: DataLoader[Any]) -> None:
+        """Replace the index sampler inside the loader's batch sampler."""
+        batch_sampler = _batch_sampler(loader)
+        assert isinstance(batch_sampler, BatchSampler)
+        theirs = batch_sampler.sampler
+        if self.sampler is None:
+            self.sampler = PlanSampler(
+                len(loader.dataset),  # type: ignore[arg-type]
+                batch_size=batch_sampler.batch_size,
+                seed=self.seed,
+                shuffle=_shuffles(theirs),
+            )
+            if not isinstance(theirs, RandomSampler | SequentialSampler | DistributedSampler):
+                warnings.warn(
+                    f"the train loader's {type(theirs).__name__} is replaced: "
+                    f"{type(self.leader).__name__} decides which examples are drawn",
+                    stacklevel=2,
+                )
+        if theirs is not self.sampler:
+            self._found = (batch_sampler, theirs)
+            batch_sampler.sampler = self.sampler
+        self._loader = loader
+
+    def _prepare(self, loader: DataLoader[Any]) -> None:
+        """Read targets and groups, find the head, and let each method look and refuse."""
+        targets = targets_of(loader.dataset)
+        num_classes = int(targets.max()) + 1
+        for method in self.methods:
+            method.targets = targets
+            method.num_classes = num_classes
+            if method.needs_groups:
+                groups: Groups = resolve_groups(method.groups, loader.dataset, split="train")
+                if int((groups.counts > 0).sum()) < 2:
+                    raise ContractError(
+                        f"groups hold one group only ({groups.names[int(groups.ids[0])]!r}), so there "
+                        f"is nothing for {type(method).__name__} to balance; give groups= with at "
+                        "least two, or remove the callback"
+                    )
+                method.group_ids, method.group_names = groups.ids, groups.names
+        steered = [m for m in self.methods if type(m).steer is not Method.steer]
+        if steered or any(method.observes for method in self.methods):
+            self.steering = self._find_head(loader, num_classes)
+            self.steering.sources.extend(method.steer for method in steered)
+            self.steering.attach(self.module)
+        for method in self.methods:
+            method.prepare(loader.dataset)
+
+    def _find_head(self, loader: DataLoader[Any], num_classes: int) -> LogitSteering:
+        probe = Observer(self.trainer, self.module, LogitSteering(torch.nn.Identity()), loader)
+        named = next((m.head for m in self.methods if m.head is not None), None)
+        _, head = find_head(
+            self.module,
+            num_classes,
+            head=named,
+            last_to_run=lambda candidates: probe.last_to_run(loader.dataset, candidates),
+        )
+        return LogitSteering(head)
+
+    # ---- deciding ------------------------------------------------------------------------------
+
+    def _decide(self, epoch: int) -> None:
+        for method in self.methods:
+            method.decide(epoch)
+        self.progress.decided = epoch
+        self._plan()
+
+    def _plan(self) -> None:
+        assert self.sampler is not None
+        votes = [vote for method in self.methods if (vote := method.vote()) is not None]
+        self.sampler.set_plan(SamplingPlan.of_votes(votes, self.num_examples))
+        if len(self.sampler) == 0:
+            raise ContractError("the plan of the next epoch is empty; keep more examples")
+
+    def observe(self, quantities: tuple[str, ...], dataset: Dataset[Any] | None) -> Observation:
+        """Observe ``dataset``, or the training set, with the model as it is now."""
+        assert self.steering is not None and self._loader is not None
+        if dataset is None:
+            dataset, targets = self._loader.dataset, self.leader.targets
+        else:
+            targets = targets_of(dataset)
+        return Observer(self.trainer, self.module, self.steering, self._loader)(
+            dataset, targets, quantities
+        )
+
+    def snapshot(self) -> dict[str, Any]:
+        """Weights, optimizers and schedulers as they are, on the CPU, for :meth:`restart`."""
+        return {
+            "weights": _plain(self.module.state_dict()),
+            "optimizers": [_plain(optimizer.state_dict()) for optimizer in self.trainer.optimizers],
+            "schedulers": [
+                _plain(config.scheduler.state_dict())
+                for config in self.trainer.lr_scheduler_configs
+            ],
+        }
+
+    def restart(self, snapshot: dict[str, Any]) -> None:
+        """Go back to a snapshot: weights, learning rates, schedules, no moments."""
+        self._restart = snapshot
+        self.module.load_state_dict(snapshot["weights"])
+        self._restart_optimizers()
+
+    def _restart_optimizers(self) -> None:
+        assert self._restart is not None
+        for optimizer, state in zip(
+            self.trainer.optimizers, self._restart["optimizers"], strict=False
+        ):
+            optimizer.load_state_dict(copy.deepcopy(state))
+        for config, state in zip(
+            self.trainer.lr_scheduler_configs, self._restart["schedulers"], strict=False
+        ):
+            config.scheduler.load_state_dict(copy.deepcopy(state))
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """The sum of ``values`` over all ranks; every rank must call it."""
+        if self.trainer.world_size == 1:
+            return values
+        return self.trainer.strategy.reduce(values, reduce_op="sum")  # type: ignore[return-value]
+
+    # ---- the loop, in the order of its hooks ---------------------------------------------------
+
+    def loaders_are_set_up(self) -> None:
+        """The next loader that comes belongs to another pass over the Trainer's loaders."""
+        self._taken_over_in_this_pass = False
+
+    def training_starts(self) -> None:
+        """The first iterator exists; nothing has been trained."""
+        self.loaders_are_set_up()
+        if self.sampler is None:
+            raise ContractError(
+                f"{type(self.leader).__name__} cannot choose the training examples: {self._refusal}"
+            )
+        self.progress.batches = int(self.trainer.num_training_batches)
+        if self._batches_of_closed_epoch is not None:
+            self._show_length_of_closed_epoch(self._batches_of_closed_epoch)
+        if self._restart is not None:
+            # Decided while resuming, perhaps before Lightning restored the optimizers.
+            self._restart_optimizers()
+        elif self.progress.epoch == 0 and self.progress.batches_done == 0:
+            for method in self.methods:
+                method.begin()
+
+    def _show_length_of_closed_epoch(self, batches: int) -> None:
+        """Let Lightning close the epoch it resumes behind.
+
+        To see that the epoch is over it compares the batches done with the length of the loader,
+        which is the next epoch's already: show it the old length until that epoch starts. A reload
+        meanwhile would bring the new length back; the loader is fresh anyway.
+        """
+        trainer = self.trainer
+        trainer.reload_dataloaders_every_n_epochs = 0
+        self._lengths_to_come = (trainer.fit_loop.max_batches, trainer.val_check_batch)
+        trainer.fit_loop.max_batches = batches
+        if isinstance(trainer.val_check_interval, float):
+            trainer.val_check_batch = max(1, int(batches * trainer.val_check_interval))
+
+    def _show_length_to_come(self) -> None:
+        if self._lengths_to_come is not None:
+            trainer = self.trainer
+            trainer.fit_loop.max_batches, trainer.val_check_batch = self._lengths_to_come
+            trainer.reload_dataloaders_every_n_epochs = self._reload_every
+            self._lengths_to_come = None
+
+    def epoch_starts(self) -> None:
+        """All loaders of the epoch are set up."""
+        self.loaders_are_set_up()
+        self._show_length_to_come()
+        self.trainer.reload_dataloaders_every_n_epochs = self._reload_every
+        self.progress.batches = int(self.trainer.num_training_batches)
+
+    def batch_starts(self, batch: int) -> None:
+        """Say which examples the head is about to see."""
+        # A resume may enter an epoch without on_train_epoch_start.
+        self.loaders_are_set_up()
+        self._show_length_to_come()
+        if self.steering is not None and self.steering.sources:
+            assert self.sampler is not None
+            indices = self.sampler.indices_of_batch(batch)
+            self.steering.begin_batch(indices.to(self.module.device, non_blocking=True))
+
+    def batch_ends(self, batch: int) -> None:
+        """Count the batch."""
+        if self.steering is not None:
+            self.steering.end_batch()
+        self.progress.batches_done = batch + 1
+
+    def epoch_ends(self) -> None:
+        """Close the epoch and decide the next, if there will be one."""
+        trainer, sampler = self.trainer, self.sampler
+        assert sampler is not None
+        self.progress.epoch = trainer.current_epoch + 1
+        self.progress.batches_done = 0
+        if self._is_over(self.progress.epoch) or self.progress.decided >= self.progress.epoch:
+            return
+        length = len(sampler)
+        self._decide(self.progress.epoch)
+        if len(sampler) != length:
+            # Lightning fixes the number of batches when it sets up the loader: have it set up anew.
+            trainer.reload_dataloaders_every_n_epochs = 1
+
+    def _is_over(self, epoch: int) -> bool:
+        """Whether the Trainer ends before ``epoch``."""
+        max_epochs = self.trainer.max_epochs
+        return max_epochs is not None and 0 <= max_epochs <= epoch
+
+
+class LoaderTap:
+    """Sees every loader of a Trainer before its iterator exists, whoever made the loader.
+
+    Wraps the public ``Strategy.process_dataloader`` on the Trainer's own strategy object; several
+    taps may be installed, the last to be removed puts the method back.
+
+    Args:
+        trainer: The Trainer.
+        process: Called with each loader; what it returns is used.
+        first: Whether it comes before the taps that are there already.
+    """
+
+    def __init__(
+        self, trainer: Trainer, process: Callable[[Any], Any], *, first: bool = False
+    ) -> None:
+        self._strategy: Any = trainer.strategy
+        self._process = process
+        taps = vars(self._strategy).get("_lightning_robust_taps")
+        if taps is None:
+            taps = self._strategy._lightning_robust_taps = []
+            theirs = self._strategy.process_dataloader
+
+            def process_dataloader(loader: Any) -> Any:
+                for tap in tuple(taps):
+                    loader = tap._process(loader)
+                return theirs(loader)
+
+            self._strategy.process_dataloader = process_dataloader
+        taps.insert(0 if first else len(taps), self)
+
+    def remove(self) -> None:
+        """Take the tap away."""
+        taps = vars(self._strategy).get("_lightning_robust_taps", [])
+        if self in taps:
+            taps.remove(self)
+            if not taps:
+                del self._strategy._lightning_robust_taps
+                del self._strategy.process_dataloader
+
+
+def _batch_sampler(loader: DataLoader[Any]) -> Any:
+    """The loader's batch sampler, without the recording around it."""
+    found = loader.batch_sampler
+    return found.inner if isinstance(found, RecordingBatchSampler) else found
+
+
+def _refusal(loader: Any) -> str | None:
+    """Why a loader cannot be taken over, with the fix; ``None`` if it can."""
+    if not isinstance(loader, DataLoader):
+        return f"the train loader is a {type(loader).__name__}; use torch.utils.data.DataLoader"
+    if isinstance(loader.dataset, IterableDataset):
+        return (
+            f"{type(loader.dataset).__name__} is an IterableDataset, whose examples have no index; "
+            "use a map-style data set (with __getitem__ and __len__)"
+        )
+    if loader.batch_sampler is None:
+        return "the train loader has batch_size=None; give it a batch_size"
+    batch_sampler = _batch_sampler(loader)
+    if type(batch_sampler) is not BatchSampler:
+        return (
+            f"the train loader has its own batch_sampler ({type(batch_sampler).__name__}), "
+            "which would be overruled; use batch_size= and sampler= instead"
+        )
+    if not getattr(loader, "in_order", True):
+        return (
+            "the train loader has in_order=False, which loses track of examples; use in_order=True"
+        )
+    return None
+
+
+def _shuffles(sampler: Any) -> bool:
+    """Whether the user's sampler (or the one Lightning made of it) shuffles."""
+    if isinstance(sampler, DistributedSampler):
+        return bool(sampler.shuffle)
+    return not isinstance(sampler, SequentialSampler)
+
+
+def _plain(value: Any) -> Any:
+    """A copy, on the CPU, that later training steps do not change."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu().clone()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(item) for item in value)
+    return copy.deepcopy(value)

@@ -1,0 +1,408 @@
+"""GroupMetrics: per-group and worst-group metrics of any module, logged through Lightning."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, IterableDataset
+from torchmetrics import Metric, MetricCollection
+
+from lightning_robust.callbacks._base import LoaderTap
+from lightning_robust.contracts import (
+    ContractError,
+    Groups,
+    GroupsLike,
+    check_choice,
+    resolve_groups,
+    targets_of,
+)
+from lightning_robust.metrics import (
+    AdjustedAccuracy,
+    GroupAccuracy,
+    GroupGap,
+    GroupWise,
+    MeanGroupAccuracy,
+    OverallAccuracy,
+    WorstGroupAccuracy,
+)
+from lightning_robust.observing import Observer
+from lightning_robust.sampling import RecordingBatchSampler, is_padding
+from lightning_robust.steering import HeadHook, class_logits, find_head
+
+STAGES = ("train", "val", "test")
+
+
+class GroupMetrics(Callback):
+    """Logs how well each group is served, for train, validation and test.
+
+    **What changes**: nothing in the training. The logits are read where they leave the classifier
+    head, the module's steps stay as they are, and values are logged at the end of each epoch, so
+    that ``ModelCheckpoint(monitor="val/worst_group_acc", mode="max")`` and ``EarlyStopping`` work.
+    **Needs** targets and groups of each data set that is measured; a training set without groups
+    is left out. **Costs** one count of the batch a step. Under DDP the values are exact: examples
+    that a sampler repeats to fill up ranks are not counted twice.
+
+    Args:
+        groups: Groups of the data sets: a CSV or Parquet file with a ``split`` column, or a mapping
+            ``{"val": ..., "test": ...}`` of what
+            :func:`~lightning_robust.contracts.resolve_groups` reads; ``None`` takes each data
+            set's own ``groups``.
+        columns: The columns of a file whose values together name the group; ``None`` reads
+            ``group``.
+        metrics: More torchmetrics classification metrics by name, each computed per group.
+        stages: Which of ``"train"``, ``"val"`` and ``"test"`` are measured.
+        head: Name of the module that returns the logits; ``None`` finds it.
+
+    Raises:
+        ContractError: Before the first step: validation or test data without targets or groups, or
+            groups of the wrong length, type or range; an ``IterableDataset``; the head is not found.
+
+    Logged keys, with ``/dataloader_idx_<i>`` behind them where there are several loaders:
+        ``<stage>/acc``, ``<stage>/worst_group_acc``, ``<stage>/mean_group_acc`` (groups counted
+        alike: SubpopBench's adjusted accuracy), ``<stage>/adjusted_acc`` (weighted by training
+        group frequencies, as GroupDRO and WILDS report; once the training groups are known),
+        ``<stage>/group_gap``, ``<stage>/group_acc/<group name>``; for each of ``metrics``
+        ``<stage>/worst_group_<name>`` and ``<stage>/group_<name>/<group name>``. A group without
+        examples is NaN, and is left out of the rest.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.callbacks import ModelCheckpoint
+        >>> from lightning_robust import GroupMetrics
+        >>> best = ModelCheckpoint(
+        ...     monitor="val/worst_group_acc", mode="max", auto_insert_metric_name=False
+        ... )
+        >>> trainer = Trainer(callbacks=[GroupMetrics(), best], logger=False)
+    """
+
+    def __init__(
+        self,
+        groups: GroupsLike | Mapping[str, GroupsLike] | None = None,
+        *,
+        columns: str | Sequence[str] | None = None,
+        metrics: Mapping[str, Metric] | None = None,
+        stages: Sequence[str] = STAGES,
+        head: str | None = None,
+    ) -> None:
+        for stage in stages:
+            check_choice("stages", stage, STAGES)
+        self.groups = groups
+        self.columns = columns
+        self.metrics = metrics
+        self.stages = stages
+        self.head = head
+        self._trainer: Trainer | None = None
+        self._module: LightningModule | None = None
+        self._tap: LoaderTap | None = None
+        self._hook: HeadHook | None = None
+        self._logits: Tensor | None = None
+        self._meters: weakref.WeakKeyDictionary[DataLoader[Any], _Meter] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._measured: dict[str, list[_Meter]] = {}
+        self._training_groups: Groups | None = None
+
+    # ---- loaders and head ----------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Watch for loaders."""
+        if stage != "predict" and self._tap is None:
+            self._trainer, self._module = trainer, pl_module
+            self._tap = LoaderTap(trainer, self._process)
+
+    def _process(self, loader: Any) -> Any:
+        stage = self._stage()
+        if stage not in self.stages or loader in self._meters:
+            return loader
+        if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+            if stage == "train":
+                return loader
+            raise ContractError(
+                f"GroupMetrics cannot know the groups of the {stage} loader's "
+                f"{type(getattr(loader, 'dataset', loader)).__name__}: it needs a DataLoader over a "
+                f"map-style data set; give one, or leave {stage!r} out of stages="
+            )
+        groups, targets = self._annotations(loader, stage)
+        if groups is not None and targets is not None:
+            self._find_head(loader, int(targets.max()) + 1)
+            extra = {name: metric.clone() for name, metric in (self.metrics or {}).items()}
+            self._meters[loader] = _Meter(loader, targets, groups, extra)
+            if stage == "train":
+                self._training_groups = groups
+        return loader
+
+    def _annotations(
+        self, loader: DataLoader[Any], stage: str
+    ) -> tuple[Groups | None, Tensor | None]:
+        try:
+            groups = resolve_groups(self.groups, loader.dataset, split=stage, columns=self.columns)  # type: ignore[arg-type]
+            return groups, targets_of(loader.dataset)
+        except ContractError:
+            if stage == "train" and self.groups is None:
+                return None, None  # training sets are often not annotated
+            if stage == "train" and isinstance(self.groups, Mapping) and stage not in self.groups:
+                return None, None
+            raise
+
+    def _find_head(self, loader: DataLoader[Any], num_classes: int) -> None:
+        if self._hook is None:
+            assert self._trainer is not None and self._module is not None
+            probe = Observer(self._trainer, self._module, HeadHook(nn.Identity()), loader)
+            _, head = find_head(
+                self._module,
+                num_classes,
+                head=self.head,
+                last_to_run=lambda candidates: probe.last_to_run(loader.dataset, candidates),
+            )
+            self._hook = HeadHook(head, first=True)
+            self._hook.attach(self._module)
+
+    def _stage(self) -> str | None:
+        trainer = self._trainer
+        assert trainer is not None
+        if trainer.training:
+            return "train"
+        if trainer.validating or trainer.sanity_checking:
+            return "val"
+        return "test" if trainer.testing else None
+
+    # ---- one epoch, the same for all stages ----------------------------------------------------
+
+    def _epoch_starts(self, stage: str, loaders: Any) -> None:
+        flat = tree_leaves(loaders)
+        self._measured[stage] = [self._meters[one] for one in flat if one in self._meters]
+        for meter in self._measured[stage]:
+            meter.reset(self._training_groups, self._trainer)
+
+    def _batch_starts(self, stage: str) -> None:
+        if self._hook is not None and self._measured.get(stage):
+            self._hook.readers[:] = [self._read]
+            self._logits = None
+
+    def _read(self, features: Tensor, logits: Tensor) -> None:
+        self._logits = logits
+
+    def _batch_ends(self, stage: str, loader: int = 0) -> None:
+        if self._hook is None or not self._measured.get(stage):
+            return
+        self._hook.readers.clear()
+        if self._logits is None:
+            raise ContractError(
+                f"head ({type(self._hook.head).__name__}) did not run in the {stage} step, so "
+                "GroupMetrics saw no logits; name the module that returns them with head="
+            )
+        self._measured[stage][loader].update(self._logits)
+        self._logits = None
+
+    def _epoch_ends(self, stage: str) -> None:
+        assert self._trainer is not None and self._module is not None
+        meters = self._measured.pop(stage, [])
+        if self._trainer.sanity_checking:
+            return
+        for number, meter in enumerate(meters):
+            behind = f"/dataloader_idx_{number}" if len(meters) > 1 else ""
+            values = {f"{stage}/{key}{behind}": value for key, value in meter.compute().items()}
+            # Every rank has the same values already; sync_dist only tells Lightning so.
+            self._module.log_dict(
+                values, sync_dist=self._trainer.world_size > 1, add_dataloader_idx=False
+            )
+
+    # ---- Lightning's hooks ---------------------------------------------------------------------
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count from zero."""
+        self._epoch_starts("train", trainer.train_dataloader)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Listen to the head."""
+        if "train" not in self._measured:  # a resume entered the epoch in its middle
+            self._epoch_starts("train", trainer.train_dataloader)
+        self._batch_starts("train")
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Count the batch."""
+        self._batch_ends("train")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the epoch."""
+        self._epoch_ends("train")
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count from zero."""
+        self._epoch_starts("val", trainer.val_dataloaders)
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Listen to the head."""
+        self._batch_starts("val")
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count the batch."""
+        self._batch_ends("val", dataloader_idx)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the epoch."""
+        self._epoch_ends("val")
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count from zero."""
+        self._epoch_starts("test", trainer.test_dataloaders)
+
+    def on_test_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Listen to the head."""
+        self._batch_starts("test")
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count the batch."""
+        self._batch_ends("test", dataloader_idx)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the epoch."""
+        self._epoch_ends("test")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave module and loaders as found."""
+        for loader in self._meters:
+            RecordingBatchSampler.take_out(loader)
+        self._meters.clear()
+        self._measured.clear()
+        if self._hook is not None:
+            self._hook.detach()
+        if self._tap is not None:
+            self._tap.remove()
+        self._trainer = self._module = self._tap = self._hook = None
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Leave everything as found: Lightning calls no teardown after an error."""
+        self.teardown(trainer, pl_module, "fit")
+
+
+class _Meter:
+    """The metrics of one loader, and which examples its batches hold.
+
+    Args:
+        loader: A map-style loader; its batch sampler is recorded from now on.
+        targets: (n,) of its data set.
+        groups: Of its data set.
+        extra: Metrics to compute per group, by name.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        targets: Tensor,
+        groups: Groups,
+        extra: dict[str, Metric],
+    ) -> None:
+        self._recording = RecordingBatchSampler.put_in(loader)
+        self._targets, self._groups = targets, groups
+        self._annotations = torch.stack([targets, groups.ids])
+        self._extra = extra
+        self._seen = 0
+
+    def reset(self, training_groups: Groups | None, trainer: Trainer) -> None:
+        """Count from zero; adjusted accuracy is weighted by ``training_groups``."""
+        number, device = self._groups.num_groups, trainer.strategy.root_device
+        options = {"num_groups": number, "validate_args": False}  # ids were checked once
+        metrics: dict[str, Metric] = {
+            "acc": OverallAccuracy(**options),
+            "worst_group_acc": WorstGroupAccuracy(**options),
+            "mean_group_acc": MeanGroupAccuracy(**options),
+            "group_gap": GroupGap(**options),
+            "group_acc": GroupAccuracy(**options),
+        }
+        if training_groups is not None:
+            counts = dict(zip(training_groups.names, training_groups.counts.tolist(), strict=True))
+            weights = torch.tensor([float(counts.get(name, 0)) for name in self._groups.names])
+            if bool(weights.any()):
+                metrics["adjusted_acc"] = AdjustedAccuracy(weights, validate_args=False)
+        self._accuracies = MetricCollection(metrics, compute_groups=[list(metrics)]).to(device)
+        self._others = {
+            name: GroupWise(metric.clone(), number).to(device)
+            for name, metric in self._extra.items()
+        }
+        self._seen = 0
+
+    def update(self, logits: Tensor) -> None:
+        """Count the batch whose logits (B, C) the head returned."""
+        indices = torch.tensor(self._recording.next_batch())
+        if len(logits) != len(indices):
+            raise ContractError(
+                f"the head returned {len(logits)} rows for a batch of {len(indices)} examples; a "
+                "collate_fn or step that adds or drops examples cannot be measured by index"
+            )
+        positions = torch.arange(self._seen, self._seen + len(indices))
+        self._seen += len(indices)
+        padding = is_padding(self._recording.sampler, positions)
+        if bool(padding.any()):
+            indices, logits = indices[~padding], logits[(~padding).to(logits.device)]
+        targets, groups = self._annotations[:, indices].to(logits.device, non_blocking=True)
+        logits = class_logits(logits)
+        self._accuracies.update(logits, targets, groups)
+        for metric in self._others.values():
+            probabilities = logits.float().softmax(1)
+            binary = type(metric.metric).__name__.startswith("Binary")
+            metric.update(probabilities[:, 1] if binary else probabilities, targets, groups)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Every value by its key behind the stage."""
+        values = self._accuracies.compute()
+        values |= self._by_group("group_acc", values.pop("group_acc"))
+        for name, metric in self._others.items():
+            each = metric.compute()
+            present = each[~each.isnan()]
+            worst = present.min() if metric.higher_is_better is not False else present.max()
+            values[f"worst_group_{name}"] = worst if len(present) else each.new_tensor(torch.nan)
+            values |= self._by_group(f"group_{name}", each)
+        return values
+
+    def _by_group(self, key: str, each: Tensor) -> dict[str, Tensor]:
+        return {
+            f"{key}/{name}": value for name, value in zip(self._groups.names, each, strict=True)
+        }

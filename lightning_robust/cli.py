@@ -1,0 +1,135 @@
+"""The command ``lightning-robust``: a demo of the methods, and training from a command line."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_robust import __version__
+
+_FIT_NEEDS = (
+    "lightning-robust fit needs jsonargparse, which is not installed; install the extra 'cli': "
+    "pip install 'lightning-robust[cli]'"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: Its arguments; by default those of the process.
+
+    Returns:
+        The exit status: 0, or 1 where an extra is missing. Arguments that are refused end the
+        process with status 2 and a message, as argparse does.
+
+    Example:
+        >>> main(["demo", "--seeds", "none"])
+        Traceback (most recent call last):
+        SystemExit: 2
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    if arguments[:1] == ["fit"]:  # LightningCLI reads the rest, --help included
+        return _fit(arguments)
+    chosen = parser.parse_args(arguments)
+    if chosen.command is None:
+        parser.print_help()
+        return 0
+    return _demo(chosen, parser)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lightning-robust",
+        description="Robust training for PyTorch Lightning projects, by adding one callback.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    demo = commands.add_parser(
+        "demo",
+        help="compare the methods on real digits, in under three minutes",
+        description="Trains every method on coloured digits, prints a table of worst-group and "
+        "average accuracy, and needs no network. Two cores are enough.",
+    )
+    demo.add_argument(
+        "--output", type=Path, metavar="DIR", help="write demo.json and demo.png into this folder"
+    )
+    demo.add_argument(
+        "--seeds",
+        type=_seeds,
+        default="3",
+        metavar="N[,N...]",
+        help="one number N: the seeds 0 to N - 1; several, as in 0,4,7: those (default: 3)",
+    )
+    demo.add_argument(
+        "--methods",
+        type=_names,
+        metavar="NAME[,NAME...]",
+        help="of ERM, ClassBalance, GroupBalance, GroupDRO, SPARE, in any case (default: all)",
+    )
+    demo.add_argument(
+        "--correlation",
+        type=float,
+        default=0.95,
+        metavar="P",
+        help="share of a class that wears its own colour in training (default: 0.95)",
+    )
+    demo.add_argument("--epochs", type=int, default=40, metavar="N", help="(default: 40)")
+    demo.add_argument(
+        "--jobs", type=int, metavar="N", help="runs at a time (default: 2, or 1 on a single core)"
+    )
+    commands.add_parser(
+        "fit",
+        help="train any LightningModule on any LightningDataModule (LightningCLI)",
+        add_help=False,
+    )
+    return parser
+
+
+def _names(text: str) -> list[str]:
+    return text.replace(",", " ").split()
+
+
+def _seeds(text: str) -> list[int]:
+    """``"3"`` means 0, 1, 2; ``"0,4,7"`` means itself."""
+    numbers = list(dict.fromkeys(int(word) for word in _names(text)))
+    if not numbers or min(numbers) < 0 or numbers == [0]:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be a number of seeds, at least 1, or several seeds >= 0, as in 0,4,7"
+        )
+    return list(range(numbers[0])) if len(numbers) == 1 else numbers
+
+
+def _demo(chosen: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from lightning_robust.contracts import ContractError
+    from lightning_robust.reproduce import demo
+
+    try:
+        demo.run(
+            chosen.methods or tuple(demo.METHODS),
+            chosen.seeds,
+            correlation=chosen.correlation,
+            epochs=chosen.epochs,
+            jobs=demo.JOBS if chosen.jobs is None else chosen.jobs,
+            output=chosen.output,
+        )
+    except ContractError as error:
+        parser.error(str(error))
+    except ModuleNotFoundError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _fit(arguments: list[str]) -> int:
+    if importlib.util.find_spec("jsonargparse") is None:
+        print(_FIT_NEEDS, file=sys.stderr)
+        return 1
+    from lightning.pytorch.cli import LightningCLI
+
+    LightningCLI(args=arguments)
+    return 0

@@ -1,0 +1,7 @@
+"""Datasets with known classes and groups, each with its LightningDataModule."""
+
+from __future__ import annotations
+
+from lightning_robust.data.coloured_digits import ColouredDigits, ColouredDigitsDataModule
+
+__all__ = ["ColouredDigits", "ColouredDigitsDataModule"]

@@ -1,0 +1,313 @@
+"""Observing: the model's view of every example of a data set, in its order, on every rank."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from lightning_robust.contracts import ContractError
+from lightning_robust.randomness import isolated
+from lightning_robust.steering import HeadHook, class_logits
+
+_SECONDS_BEFORE_A_BAR = 5.0
+_ROWS_A_REDUCTION = 1 << 18
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What was asked for, a row an example in dataset order, on the CPU; the rest is ``None``.
+
+    Args:
+        logits: (n, C).
+        features: (n, d), the input of the head.
+        losses: (n,), cross-entropy in nats.
+        gradients: (n, C), gradient of the loss with respect to the logits: softmax - one-hot.
+    """
+
+    logits: Tensor | None = None
+    features: Tensor | None = None
+    losses: Tensor | None = None
+    gradients: Tensor | None = None
+
+
+QUANTITIES = ("logits", "features", "losses", "gradients")
+
+
+class _HeadHasRun(BaseException):
+    """Leaves a training step as soon as its logits are known (no ``except Exception`` holds it)."""
+
+
+class Observer:
+    """Runs the user's own ``training_step`` up to the head, over every example of a data set.
+
+    The step is left the moment the head has run: before the loss, before any logging, backward
+    pass or optimizer step. So it works for whatever batch format, loss and optimisation the module
+    has. The pass is in evaluation mode, without gradient, in the Trainer's precision, with the
+    Trainer in its validating stage (a module that augments ``if self.trainer.training`` does not).
+
+    RNG states, training flags, buffers, gradients and ``requires_grad`` flags are as found
+    afterwards, also when it raises. Each rank observes every world-size-th example; rows are
+    gathered by index, in chunks, so that only the (n, C) result is held, in CPU memory.
+
+    Args:
+        trainer: The running Trainer.
+        module: The user's module, not wrapped.
+        hook: The attached hook of its head.
+        loader: The train loader; its collate function and workers are used.
+
+    Raises:
+        ContractError: The head did not run, returned another number of rows than examples, or
+            returned NaN or infinity.
+    """
+
+    def __init__(
+        self, trainer: Trainer, module: LightningModule, hook: HeadHook, loader: DataLoader[Any]
+    ) -> None:
+        self.trainer, self.module, self.hook, self.loader = trainer, module, hook, loader
+
+    def __call__(
+        self,
+        dataset: Dataset[Any],
+        targets: Tensor,
+        quantities: Sequence[str],
+        *,
+        batch_size: int | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Observation:
+        """Observe ``quantities`` of every example.
+
+        Args:
+            dataset: Map-style, of n examples that ``training_step`` understands.
+            targets: (n,) int64, for losses and gradients.
+            quantities: Some of ``"logits"``, ``"features"``, ``"losses"``, ``"gradients"``.
+            batch_size: Examples at a time; default four training batches (nothing is kept for a
+                backward pass).
+            dtype: Of the stored rows; ``torch.float16`` halves the memory.
+        """
+        if unknown := set(quantities) - set(QUANTITIES):
+            raise ContractError(
+                f"quantities {sorted(unknown)} are unknown; choose from {QUANTITIES}"
+            )
+        num_examples = len(targets)
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        indices = torch.arange(rank, num_examples, world)
+        rows: dict[str, Tensor] = {}
+        size = batch_size or 4 * (self.loader.batch_size or 1)
+        with undisturbed(self.trainer, self.module):
+            for batch_indices, batch in self._batches(dataset, indices, size):
+                features, logits = self._until_head(batch)
+                if len(logits) != len(batch_indices):
+                    raise ContractError(
+                        f"the head returned {len(logits)} rows for {len(batch_indices)} examples; "
+                        "a collate_fn or training_step that adds or drops examples cannot be "
+                        "observed by index"
+                    )
+                seen = _quantities(features, logits, targets[batch_indices], quantities)
+                for name, values in seen.items():
+                    if name not in rows:
+                        rows[name] = torch.zeros(num_examples, *values.shape[1:], dtype=dtype)
+                    rows[name][batch_indices] = values.to("cpu", dtype)
+        if world > 1:
+            self._gather(rows, num_examples, quantities, dtype)
+        for name, values in rows.items():
+            finite = values.isfinite().view(num_examples, -1).all(1)
+            if not bool(finite.all()):
+                raise ContractError(
+                    f"the {name} of example {int((~finite).nonzero()[0])} are not finite (NaN or "
+                    "infinity): the model has diverged or the input is broken; lower the learning "
+                    "rate or clean the data"
+                )
+        return Observation(**rows)
+
+    def last_to_run(self, dataset: Dataset[Any], candidates: Mapping[str, nn.Module]) -> str | None:
+        """Which candidate head runs last in a training step and depends on all that ran before.
+
+        The step is run once on two examples with gradients enabled, and is left before any loss or
+        backward pass.
+
+        Returns:
+            Its name; ``None`` if none ran, or the last does not depend on the others (two parallel
+            heads).
+        """
+        outputs: list[tuple[str, Tensor]] = []
+        handles = [
+            child.register_forward_hook(
+                torch.compiler.disable(
+                    lambda _module, _inputs, output, name=name: outputs.append((name, output))
+                )
+            )
+            for name, child in candidates.items()
+        ]
+        try:
+            with undisturbed(self.trainer, self.module), torch.enable_grad():
+                count = min(2, len(dataset))  # type: ignore[arg-type]
+                _, batch = next(self._batches(dataset, torch.arange(count), count))
+                try:
+                    with _LeaveAtLoss():
+                        self._step(batch)
+                except _HeadHasRun:
+                    pass
+                if not outputs:
+                    return None
+                name, last = outputs[-1]
+                earlier = [output for other, output in outputs[:-1] if other != name]
+                if earlier:
+                    gradients = torch.autograd.grad(last.sum(), earlier, allow_unused=True)
+                    return None if any(gradient is None for gradient in gradients) else name
+                return name
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _batches(
+        self, dataset: Dataset[Any], indices: Tensor, batch_size: int
+    ) -> Iterator[tuple[Tensor, Any]]:
+        workers = self.loader.num_workers if len(indices) > batch_size else 0
+        loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=indices.tolist(),
+            collate_fn=self.loader.collate_fn,
+            num_workers=workers,
+            worker_init_fn=self.loader.worker_init_fn,
+            multiprocessing_context=self.loader.multiprocessing_context if workers else None,
+            generator=torch.Generator(),  # iter() draws a seed: not from the global generator
+        )
+        bar = tqdm(
+            loader,
+            desc="observing the training set",
+            delay=_SECONDS_BEFORE_A_BAR,
+            leave=False,
+            disable=self.trainer.global_rank != 0,
+        )
+        for batch_indices, batch in zip(indices.split(batch_size), bar, strict=False):
+            yield batch_indices, self._on_device(batch)
+
+    def _on_device(self, batch: Any) -> Any:
+        """The batch as the module's steps get it: converted, through its transfer hooks."""
+        batch = self.trainer.precision_plugin.convert_input(batch)
+        datamodule = getattr(self.trainer, "datamodule", None)
+        owner = datamodule if _overrides(datamodule, "on_before_batch_transfer") else self.module
+        batch = owner.on_before_batch_transfer(batch, 0)
+        return self.trainer.strategy.batch_to_device(batch, self.module.device, 0)
+
+    def _until_head(self, batch: Any) -> tuple[Tensor, Tensor]:
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def leave(features: Tensor, logits: Tensor) -> None:
+            seen.append((features, logits))
+            raise _HeadHasRun
+
+        self.hook.readers.append(leave)
+        try:
+            self._step(batch)
+        except _HeadHasRun:
+            return seen[0]
+        finally:
+            self.hook.readers.remove(leave)
+        raise ContractError(
+            f"head ({type(self.hook.head).__name__}) did not run in training_step; name the module "
+            "that returns the logits with head="
+        )
+
+    def _step(self, batch: Any) -> None:
+        parameters = inspect.signature(self.module.training_step).parameters
+        arguments = (batch, 0) if len(parameters) > 1 else (batch,)
+        with self.trainer.precision_plugin.forward_context():
+            self.module.training_step(*arguments)
+
+    def _gather(
+        self,
+        rows: dict[str, Tensor],
+        num_examples: int,
+        quantities: Sequence[str],
+        dtype: torch.dtype,
+    ) -> None:
+        """Fill in the other ranks' rows: each row is non-zero on one rank, so their sum is it."""
+        strategy, device = self.trainer.strategy, self.module.device
+        for name in sorted(quantities):
+            width = rows[name].shape[1] if name in rows and rows[name].ndim == 2 else 0
+            width = int(strategy.reduce(torch.tensor(width, device=device), reduce_op="max"))
+            if name not in rows:  # a rank without an example
+                rows[name] = torch.zeros((num_examples, width)[: 1 + bool(width)], dtype=dtype)
+            for chunk in rows[name].split(_ROWS_A_REDUCTION):
+                chunk.copy_(strategy.reduce(chunk.to(device), reduce_op="sum"))
+
+
+def _quantities(
+    features: Tensor, logits: Tensor, targets: Tensor, names: Sequence[str]
+) -> dict[str, Tensor]:
+    logits = class_logits(logits.float())
+    targets = targets.to(logits.device)
+    seen = {}
+    if "logits" in names:
+        seen["logits"] = logits
+    if "features" in names:
+        seen["features"] = features.float().flatten(1)
+    if "losses" in names:
+        seen["losses"] = F.cross_entropy(logits, targets, reduction="none")
+    if "gradients" in names:
+        seen["gradients"] = logits.softmax(1) - F.one_hot(targets, logits.shape[1])
+    return seen
+
+
+def _overrides(datamodule: Any, hook: str) -> bool:
+    """Whether a user's datamodule, of either Lightning package, brings its own hook."""
+    defined_in = getattr(getattr(type(datamodule), hook, None), "__module__", "lightning.")
+    return not defined_in.startswith(("lightning.", "pytorch_lightning."))
+
+
+class _LeaveAtLoss(TorchFunctionMode):
+    """Leaves a step at its first loss function or backward pass."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if "loss" in name or "cross_entropy" in name or name == "backward":
+            raise _HeadHasRun
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def undisturbed(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+    """Evaluation mode without gradient, and everything as found at the end, also after an error.
+
+    Kept: global RNG states, the training flag of every submodule, buffers, ``.grad``,
+    ``requires_grad`` flags and the Trainer's stage. ``self.log`` is silent meanwhile.
+    """
+    training = [(child, child.training) for child in module.modules()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    parameters = [(p, p.grad, p.requires_grad) for p in module.parameters()]
+    stage = trainer.state.stage
+    try:
+        for parameter, _, _ in parameters:
+            parameter.grad = None
+        module.eval()
+        trainer.validating = True
+        vars(module)["log"] = lambda *_, **__: None
+        # inference_mode(False): a validation loop may be running, and its tensors could never take
+        # part in training.
+        with isolated(), torch.inference_mode(False), torch.no_grad():
+            yield
+    finally:
+        vars(module).pop("log", None)
+        trainer.state.stage = stage
+        for child, flag in training:
+            child.training = flag
+        with torch.no_grad():
+            for buffer, found in buffers:
+                if not torch.equal(buffer, found):
+                    buffer.copy_(found)
+        for parameter, gradient, requires_grad in parameters:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = gradient

@@ -1,0 +1,1 @@
+"""One file a paper's artifact: data, settings, run, table and plot."""

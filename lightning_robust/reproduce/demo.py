@@ -1,0 +1,430 @@
+"""The demo: what each method does to the worst group of coloured digits.
+
+Settings are those of the coloured-digits benchmark: SGD with learning rate .05, momentum .9, weight
+decay 1e-3, batches of 64, 40 epochs. Accuracies are fractions of the test split, in which every
+digit wears every colour.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from tempfile import TemporaryDirectory
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_robust import SPARE, ClassBalance, GroupBalance, GroupDRO, GroupMetrics
+from lightning_robust.contracts import ContractError, check_integer
+from lightning_robust.data import ColouredDigits, ColouredDigitsDataModule
+from lightning_robust.models import Classifier, SmallConvNet
+from lightning_robust.randomness import isolated
+
+BENCHMARK = "coloured_digits"  #: The key of the results in ``demo.json``.
+EPOCHS = 40
+SEEDS = (0, 1, 2)
+JOBS = min(2, os.cpu_count() or 1)
+
+METHODS: dict[str, Callable[[int], list[Callback]]] = {
+    "ERM": lambda seed: [],
+    "ClassBalance": lambda seed: [ClassBalance(seed=seed)],
+    "GroupBalance": lambda seed: [GroupBalance(seed=seed)],
+    "GroupDRO": lambda seed: [GroupDRO(step_size=0.01, balanced_sampling=True, seed=seed)],
+    "SPARE": lambda seed: [SPARE(separation_epoch=4, max_clusters=5, seed=seed)],
+}
+"""The callbacks of each method, made anew for each seed."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method trained with one seed; accuracies are fractions of the test split.
+
+    Args:
+        method: A key of ``METHODS``.
+        seed: Seed of data, initial weights and draws.
+        worst_group_acc: Worst-group accuracy after the last epoch.
+        acc: Accuracy after the last epoch.
+        best_val_worst_group_acc: Worst-group accuracy after the epoch whose *validation*
+            worst-group accuracy is highest, the first such epoch.
+        group_acc: Accuracy of each group after the last epoch, by group name.
+        seconds: Wall-clock time of training, validation included.
+    """
+
+    method: str
+    seed: int
+    worst_group_acc: float
+    acc: float
+    best_val_worst_group_acc: float
+    group_acc: dict[str, float]
+    seconds: float
+
+
+def method_names(names: Sequence[str]) -> list[str]:
+    """The methods meant by ``names``, whatever their case, in the order of the table.
+
+    Raises:
+        ContractError: If a name is none of ``METHODS``.
+
+    Example:
+        >>> method_names(["spare", "erm", "SPARE"])
+        ['ERM', 'SPARE']
+    """
+    spelled = {name.lower(): name for name in METHODS}
+    if unknown := [name for name in names if name.lower() not in spelled]:
+        raise ContractError(f"methods must be among {', '.join(METHODS)}, got {unknown[0]!r}")
+    wanted = {spelled[name.lower()] for name in names}
+    return [name for name in METHODS if name in wanted]
+
+
+def train(
+    method: str,
+    seed: int = 0,
+    *,
+    correlation: float = 0.95,
+    epochs: int = EPOCHS,
+) -> Run:
+    """Train and test one method with one seed.
+
+    Args:
+        method: A key of ``METHODS``.
+        seed: Seed of data, initial weights and draws.
+        correlation: Share of a class that wears its own colour in training.
+        epochs: Number of epochs; SPARE separates after the fourth.
+
+    Raises:
+        ContractError: If an argument is refused.
+    """
+    datamodule = ColouredDigitsDataModule(correlation, seed=seed, batch_size=64)
+    with isolated():
+        torch.manual_seed(seed)
+        model = Classifier(SmallConvNet(), learning_rate=0.05, momentum=0.9, weight_decay=1e-3)
+    with TemporaryDirectory() as folder, _quiet():
+        best = ModelCheckpoint(folder, monitor="val/worst_group_acc", mode="max")
+        trainer = Trainer(
+            accelerator="cpu",
+            devices=1,
+            max_epochs=epochs,
+            callbacks=[*METHODS[method](seed), GroupMetrics(stages=("val", "test")), best],
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        start = time.perf_counter()
+        trainer.fit(model, datamodule)
+        seconds = time.perf_counter() - start
+        [last_epoch] = trainer.test(model, datamodule, verbose=False)
+        [best_epoch] = trainer.test(
+            model, datamodule, ckpt_path=best.best_model_path, verbose=False
+        )
+    prefix = "test/group_acc/"
+    return Run(
+        method=method,
+        seed=seed,
+        worst_group_acc=last_epoch["test/worst_group_acc"],
+        acc=last_epoch["test/acc"],
+        best_val_worst_group_acc=best_epoch["test/worst_group_acc"],
+        group_acc={
+            key.removeprefix(prefix): value
+            for key, value in last_epoch.items()
+            if key.startswith(prefix)
+        },
+        seconds=seconds,
+    )
+
+
+def run(
+    methods: Sequence[str] = tuple(METHODS),
+    seeds: Sequence[int] = SEEDS,
+    *,
+    correlation: float = 0.95,
+    epochs: int = EPOCHS,
+    jobs: int = JOBS,
+    output: Path | None = None,
+) -> list[Run]:
+    """Train methods with seeds, print how it goes and a table, and write what was found.
+
+    Args:
+        methods: Names of methods, in any case.
+        seeds: Seeds of data, initial weights and draws.
+        correlation: Share of a class that wears its own colour in training.
+        epochs: Number of epochs.
+        jobs: Runs at a time, each in a process with one thread; 1 stays in this process. What is
+            found does not depend on it.
+        output: Folder for ``demo.json`` and ``demo.png``, made if need be; ``None`` writes nothing.
+
+    Raises:
+        ContractError: If an argument is refused.
+        ModuleNotFoundError: If ``output`` is given and matplotlib is missing.
+    """
+    tasks = [(name, seed) for name in method_names(methods) for seed in seeds]
+    check_integer("epochs", epochs, minimum=1)
+    check_integer("jobs", jobs, minimum=1)
+    if output is not None:
+        _require_matplotlib()
+        output.mkdir(parents=True, exist_ok=True)
+    groups = ColouredDigits("train", correlation, seeds[0]).groups
+    smallest = int(torch.bincount(groups, minlength=25).min())
+    print(
+        f"Coloured digits: {len(groups):,} training images, {correlation:.0%} of each class in its "
+        f"own colour.\n25 groups (class and colour); the smallest has {smallest} training images. "
+        f"Accuracies in % of the test images.\n\n{len(tasks)} runs, {jobs} at a time:",
+        flush=True,
+    )
+    runs = []
+    for run in _train_all(tasks, jobs, correlation, epochs):
+        runs.append(run)
+        print(
+            f"{len(runs):>3}  {run.method:<12}  seed {run.seed}   "
+            f"worst group {100 * run.worst_group_acc:5.1f}   average {100 * run.acc:5.1f}   "
+            f"{run.seconds:4.1f} s",
+            flush=True,
+        )
+    print(f"\n{table(runs)}\n\n{group_table(runs)}")
+    if output is not None:
+        (output / "demo.json").write_text(json.dumps(to_json(runs), indent=2) + "\n")
+        plot(runs, correlation, output / "demo.png")
+        print(f"\nWrote {output / 'demo.json'} and {output / 'demo.png'}")
+    return runs
+
+
+def to_json(runs: Sequence[Run]) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """What ``demo.json`` holds: by method, one number a seed; accuracies are fractions.
+
+    Example:
+        >>> found = Run("ERM", 0, 0.2, 0.7, 0.3, {"01_red": 0.2}, 4.0)
+        >>> to_json([found])["coloured_digits"]["ERM"]["acc"]
+        [0.7]
+    """
+    quantities = ("worst_group_acc", "acc", "best_val_worst_group_acc", "seconds")
+    return {
+        BENCHMARK: {
+            method: {quantity: _of(runs, method, quantity) for quantity in quantities}
+            for method in _methods_of(runs)
+        }
+    }
+
+
+def table(runs: Sequence[Run]) -> str:
+    """One line a method: mean ± standard deviation over seeds, accuracies in %.
+
+    Example:
+        >>> print(table([Run("ERM", seed, 0.2, 0.7, 0.3, {}, 4.0) for seed in (0, 1)]))
+        method   worst group     average   worst group at best val   seconds
+        ERM       20.0 ± 0.0  70.0 ± 0.0                30.0 ± 0.0       4.0
+    """
+    header = ["method", "worst group", "average", "worst group at best val", "seconds"]
+    return _aligned(
+        [header]
+        + [
+            [
+                method,
+                _in_percent(_of(runs, method, "worst_group_acc")),
+                _in_percent(_of(runs, method, "acc")),
+                _in_percent(_of(runs, method, "best_val_worst_group_acc")),
+                f"{mean(_of(runs, method, 'seconds')):.1f}",
+            ]
+            for method in _methods_of(runs)
+        ]
+    )
+
+
+def group_table(runs: Sequence[Run]) -> str:
+    """One line a group: accuracy of each method in %, mean ± standard deviation over seeds.
+
+    Example:
+        >>> print(group_table([Run("ERM", 0, 0.2, 0.7, 0.3, {"01_red": 0.9, "01_lime": 0.2}, 4.0)]))
+        group     ERM
+        01_red   90.0
+        01_lime  20.0
+    """
+    methods = _methods_of(runs)
+    return _aligned(
+        [["group", *methods]]
+        + [
+            [
+                group,
+                *(
+                    _in_percent([run.group_acc[group] for run in runs if run.method == method])
+                    for method in methods
+                ),
+            ]
+            for group in runs[0].group_acc
+        ]
+    )
+
+
+def plot(runs: Sequence[Run], correlation: float, path: Path) -> None:
+    """Draw the training images, and worst group against average for each method.
+
+    Bars are means over seeds, dots the seeds themselves.
+
+    Args:
+        runs: What was trained.
+        correlation: Share of a class that wears its own colour in training.
+        path: The PNG file to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.4), layout="constrained", dpi=150)
+    left, right = figure.subplots(1, 2, width_ratios=(1, 2.1))
+
+    dataset = ColouredDigits("train", correlation, runs[0].seed)
+    counts = torch.bincount(dataset.groups, minlength=25)
+    sheet = torch.ones(3, 5 * 11, 5 * 11)
+    for group in range(25):
+        row, column = 11 * (group // 5) + 1, 11 * (group % 5) + 1
+        if counts[group]:
+            example = int((dataset.groups == group).nonzero()[0])
+            sheet[:, row : row + 8, column : column + 8] = dataset.images[example]
+        count = f"{counts[group]} image{'s' if counts[group] > 1 else ''}"
+        left.text(column + 3.5, row + 8.1, count, fontsize=6, ha="center", va="top")
+    left.imshow(sheet.permute(1, 2, 0).numpy())
+    left.set_title("One training image of each group", fontsize=11)
+    left.set_ylabel("class (digits)")
+    left.set_xlabel("colour")
+    left.set_yticks([11 * c + 4.5 for c in range(5)], [f"{c[0]}, {c[1]}" for c in _class_names()])
+    left.set_xticks([11 * c + 4.5 for c in range(5)], _hue_names())
+    left.tick_params(length=0, labelsize=8)
+    left.spines[:].set_visible(False)
+
+    methods = _methods_of(runs)
+    series = (
+        ("average", "acc", "#b9c4cf", -0.2),
+        ("worst group", "worst_group_acc", "#c2410c", 0.2),
+    )
+    for label, quantity, colour, shift in series:
+        for place, method in enumerate(methods):
+            values = [100 * value for value in _of(runs, method, quantity)]
+            centre = place + shift
+            right.bar(centre, mean(values), 0.38, color=colour, label=label if not place else None)
+            right.plot([centre] * len(values), values, "o", color="#1f2937", ms=2.5, alpha=0.7)
+            right.annotate(
+                f"{mean(values):.0f}",
+                (centre, max(values)),
+                xytext=(0, 4),
+                textcoords="offset points",
+                ha="center",
+                fontsize=9,
+            )
+    num_seeds = len({run.seed for run in runs})
+    means = f", means over {num_seeds} seeds (dots)" if num_seeds > 1 else ""
+    right.set_title(f"Test accuracy{means}", fontsize=11)
+    right.set_ylabel("%")
+    right.set_ylim(0, 109)
+    right.set_yticks(range(0, 101, 20))
+    right.set_xticks(range(len(methods)), methods)
+    right.grid(axis="y", color="#e5e7eb", lw=0.8)
+    right.set_axisbelow(True)
+    right.spines[["top", "right", "left"]].set_visible(False)
+    right.tick_params(length=0)
+    right.legend(frameon=False, ncols=2, loc="upper left", fontsize=9)
+    figure.savefig(path)
+
+
+def _train_all(
+    tasks: Sequence[tuple[str, int]], jobs: int, correlation: float, epochs: int
+) -> Iterator[Run]:
+    """The runs of all (method, seed), in order, as they are done."""
+    settings = {"correlation": correlation, "epochs": epochs}
+    if jobs == 1:
+        with _one_thread():
+            yield from (train(method, seed, **settings) for method, seed in tasks)
+        return
+    with ProcessPoolExecutor(
+        jobs,
+        mp_context=multiprocessing.get_context("spawn"),  # forking after torch started is unsafe
+        initializer=torch.set_num_threads,
+        initargs=(1,),
+    ) as pool:
+        futures = [pool.submit(train, method, seed, **settings) for method, seed in tasks]
+        try:
+            yield from (future.result() for future in futures)
+        finally:  # after an error or an interrupt, do not train the rest
+            for future in futures:
+                future.cancel()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's hints, which are about larger projects: workers, devices, loggers."""
+    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings(
+            "ignore", message=".*number of training batches.*log_every_n_steps.*"
+        )
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.WARNING)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One torch thread: for a network this small, more of them only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _require_matplotlib() -> None:
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "demo.png needs matplotlib, which is not installed; install the extra 'demo': "
+            "pip install 'lightning-robust[demo]'"
+        ) from error
+
+
+def _methods_of(runs: Sequence[Run]) -> list[str]:
+    return list(dict.fromkeys(run.method for run in runs))
+
+
+def _of(runs: Sequence[Run], method: str, quantity: str) -> list[float]:
+    """A quantity of each run of a method, in the order of seeds."""
+    return [float(getattr(run, quantity)) for run in runs if run.method == method]
+
+
+def _class_names() -> list[str]:
+    return list(dict.fromkeys(name.split("_")[0] for name in ColouredDigits.group_names))
+
+
+def _hue_names() -> list[str]:
+    return list(dict.fromkeys(name.split("_")[1] for name in ColouredDigits.group_names))
+
+
+def _in_percent(fractions: Sequence[float]) -> str:
+    text = f"{100 * mean(fractions):.1f}"
+    return f"{text} ± {100 * stdev(fractions):.1f}" if len(fractions) > 1 else text
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as text: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
