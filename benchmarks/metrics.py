@@ -1,7 +1,7 @@
 """Time of one metric update, beside torchmetrics: ``python benchmarks/metrics.py``.
 
-The contestants take turns, and the table has the fastest of many short rounds, which is what is left
-of a busy machine's noise: microseconds, and the ratio to torchmetrics' plain accuracy.
+The contestants take turns, and the table has the fastest of many short rounds, the least disturbed
+by whatever else the machine does: microseconds, and the ratio to torchmetrics' plain accuracy.
 """
 
 from __future__ import annotations

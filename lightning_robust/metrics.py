@@ -451,9 +451,9 @@ class GroupWise(Metric):
     The states of the wrapped metric are kept once a group, as states of this one, so they are
     reset, moved, saved, summed over processes and shared within a `torchmetrics.MetricCollection`
     like those of any other metric. A group may be absent from batches, or from all batches of some
-    of the processes. (A process that saw no batch at all is an error of torchmetrics' for metrics
-    that store their inputs, such as ``BinaryAUROC()``; ``BinaryAUROC(thresholds=200)`` stores
-    counts instead, and is cheaper to gather.)
+    of the processes. (A process that saw no batch at all is more than torchmetrics can gather for
+    metrics that store their inputs, such as ``BinaryAUROC()``; ``BinaryAUROC(thresholds=200)``
+    stores counts, which are small and gather from everywhere.)
 
     A metric may itself be undefined on a group: the AUROC of a group with a single class, which is
     every group that is made of one class and one attribute, comes out of torchmetrics as 0 with a

@@ -198,7 +198,8 @@ class Observer:
         """The batch as the module's steps get it: converted, through its transfer hooks."""
         batch = self.trainer.precision_plugin.convert_input(batch)
         datamodule = getattr(self.trainer, "datamodule", None)
-        owner = datamodule if _overrides(datamodule, "on_before_batch_transfer") else self.module
+        overridden = _overrides(datamodule, "on_before_batch_transfer")
+        owner: Any = datamodule if overridden else self.module
         batch = owner.on_before_batch_transfer(batch, 0)
         return self.trainer.strategy.batch_to_device(batch, self.module.device, 0)
 

@@ -1,4 +1,4 @@
-"""Private randomness: every draw comes from its own generator, the global ones are never touched."""
+"""Private randomness: every draw has its own generator, the global ones are never touched."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ def global_state() -> dict[str, torch.Tensor | list[torch.Tensor]]:
         (the 625 words and cached Gaussian, as float64). float64 holds 32-bit words exactly, and
         tensors load under ``weights_only=True``.
     """
-    _, words, position, has_gauss, gauss = np.random.get_state()
+    _, words, position, has_gauss, gauss = cast(Any, np.random.get_state(legacy=True))
     _, python_words, python_gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_robust.contracts import ContractError
 from lightning_robust.randomness import generator
@@ -233,6 +233,7 @@ class RecordingBatchSampler:
         inner: The batch sampler to play.
 
     Example:
+        >>> from torch.utils.data import BatchSampler
         >>> recording = RecordingBatchSampler(BatchSampler(range(3), 2, drop_last=False))
         >>> list(recording), recording.next_batch()
         ([[0, 1], [2]], [0, 1])

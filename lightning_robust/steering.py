@@ -294,7 +294,7 @@ def _conventional_heads(modules: dict[str, nn.Module]) -> Iterator[tuple[str, nn
     for child in modules.values():
         heads: list[Any] = []
         if callable(getattr(child, "get_classifier", None)):  # timm
-            heads = [child.get_classifier()]
+            heads = [child.get_classifier()]  # type: ignore[operator]
         elif hasattr(getattr(child, "config", None), "num_labels"):  # Hugging Face
             heads = [getattr(child, "classifier", None), getattr(child, "score", None)]
         for candidate in heads:

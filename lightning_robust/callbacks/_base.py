@@ -14,7 +14,7 @@ import warnings
 import weakref
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -138,7 +138,7 @@ class Method(Callback):
             self._conductor.join(self)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that loaders set up so far (for a scheduler's step count) were a pass of their own."""
+        """Note that loaders set up so far, for a scheduler's step count, were their own pass."""
         if self.conductor.leader is self:
             self.conductor.loaders_are_set_up()
 
@@ -235,18 +235,18 @@ class Conductor:
         return cls._of_trainer[trainer]
 
     def __init__(self, trainer: Trainer, module: LightningModule) -> None:
+        self.trainer = cast(Any, trainer)  # Lightning sets several public attributes late
         strategy = type(trainer.strategy).__name__
         if strategy.startswith(_SHARDED):
             raise ContractError(
                 f"strategy {strategy} shards the model, which the methods cannot observe or steer "
                 'yet; use strategy="ddp", or one device'
             )
-        if trainer.overfit_batches:
+        if self.trainer.overfit_batches:
             raise ContractError(
-                f"overfit_batches={trainer.overfit_batches} replays a fixed set of batches, and "
-                "the methods choose the batches; set overfit_batches=0, or remove the methods"
+                f"overfit_batches={self.trainer.overfit_batches} replays a fixed set of batches, "
+                "and the methods choose the batches; set overfit_batches=0, or remove the methods"
             )
-        self.trainer = trainer
         self.module = module
         self.methods: list[Method] = []
         self.progress = Progress(epoch=trainer.current_epoch, decided=trainer.current_epoch - 1)
@@ -260,7 +260,7 @@ class Conductor:
         self._refusal = "the Trainer has no train loader"
         self._batches_of_closed_epoch: int | None = None
         self._lengths_to_come: tuple[Any, Any] | None = None
-        self._reload_every = trainer.reload_dataloaders_every_n_epochs
+        self._reload_every = self.trainer.reload_dataloaders_every_n_epochs
         self._tap = LoaderTap(trainer, self._process, first=True)
         self._restart: dict[str, Any] | None = None
 
@@ -389,9 +389,9 @@ class Conductor:
                 groups: Groups = resolve_groups(method.groups, loader.dataset, split="train")
                 if int((groups.counts > 0).sum()) < 2:
                     raise ContractError(
-                        f"groups hold one group only ({groups.names[int(groups.ids[0])]!r}), so there "
-                        f"is nothing for {type(method).__name__} to balance; give groups= with at "
-                        "least two, or remove the callback"
+                        f"groups hold one group only ({groups.names[int(groups.ids[0])]!r}), so "
+                        f"there is nothing for {type(method).__name__} to balance; give groups= with "
+                        "at least two, or remove the callback"
                     )
                 method.group_ids, method.group_names = groups.ids, groups.names
         steered = [m for m in self.methods if type(m).steer is not Method.steer]
@@ -430,7 +430,8 @@ class Conductor:
 
     def observe(self, quantities: tuple[str, ...], dataset: Dataset[Any] | None) -> Observation:
         """Observe ``dataset``, or the training set, with the model as it is now."""
-        assert self.steering is not None and self._loader is not None
+        assert self.steering is not None
+        assert self._loader is not None
         if dataset is None:
             dataset, targets = self._loader.dataset, self.leader.targets
         else:
@@ -471,7 +472,8 @@ class Conductor:
         """The sum of ``values`` over all ranks; every rank must call it."""
         if self.trainer.world_size == 1:
             return values
-        return self.trainer.strategy.reduce(values, reduce_op="sum")  # type: ignore[return-value]
+        reduced: Tensor = self.trainer.strategy.reduce(values, reduce_op="sum")
+        return reduced
 
     # ---- the loop, in the order of its hooks ---------------------------------------------------
 
@@ -575,7 +577,7 @@ class LoaderTap:
     def __init__(
         self, trainer: Trainer, process: Callable[[Any], Any], *, first: bool = False
     ) -> None:
-        self._strategy: Any = trainer.strategy
+        self._strategy = cast(Any, trainer.strategy)
         self._process = process
         taps = vars(self._strategy).get("_lightning_robust_taps")
         if taps is None:

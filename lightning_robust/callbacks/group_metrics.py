@@ -61,7 +61,7 @@ class GroupMetrics(Callback):
 
     Raises:
         ContractError: Before the first step: validation or test data without targets or groups, or
-            groups of the wrong length, type or range; an ``IterableDataset``; the head is not found.
+            groups of the wrong length, type or range; an ``IterableDataset``; no head is found.
 
     Logged keys, with ``/dataloader_idx_<i>`` behind them where there are several loaders:
         ``<stage>/acc``, ``<stage>/worst_group_acc``, ``<stage>/mean_group_acc`` (groups counted
@@ -118,15 +118,15 @@ class GroupMetrics(Callback):
 
     def _process(self, loader: Any) -> Any:
         stage = self._stage()
-        if stage not in self.stages or loader in self._meters:
+        if stage is None or stage not in self.stages or loader in self._meters:
             return loader
         if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
             if stage == "train":
                 return loader
             raise ContractError(
                 f"GroupMetrics cannot know the groups of the {stage} loader's "
-                f"{type(getattr(loader, 'dataset', loader)).__name__}: it needs a DataLoader over a "
-                f"map-style data set; give one, or leave {stage!r} out of stages="
+                f"{type(getattr(loader, 'dataset', loader)).__name__}: it needs a DataLoader over "
+                f"a map-style data set; give one, or leave {stage!r} out of stages="
             )
         groups, targets = self._annotations(loader, stage)
         if groups is not None and targets is not None:
@@ -141,7 +141,7 @@ class GroupMetrics(Callback):
         self, loader: DataLoader[Any], stage: str
     ) -> tuple[Groups | None, Tensor | None]:
         try:
-            groups = resolve_groups(self.groups, loader.dataset, split=stage, columns=self.columns)  # type: ignore[arg-type]
+            groups = resolve_groups(self.groups, loader.dataset, split=stage, columns=self.columns)
             return groups, targets_of(loader.dataset)
         except ContractError:
             if stage == "train" and self.groups is None:
@@ -152,7 +152,8 @@ class GroupMetrics(Callback):
 
     def _find_head(self, loader: DataLoader[Any], num_classes: int) -> None:
         if self._hook is None:
-            assert self._trainer is not None and self._module is not None
+            assert self._trainer is not None
+            assert self._module is not None
             probe = Observer(self._trainer, self._module, HeadHook(nn.Identity()), loader)
             _, head = find_head(
                 self._module,
@@ -177,8 +178,10 @@ class GroupMetrics(Callback):
     def _epoch_starts(self, stage: str, loaders: Any) -> None:
         flat = tree_leaves(loaders)
         self._measured[stage] = [self._meters[one] for one in flat if one in self._meters]
+        assert self._trainer is not None
+        device = self._trainer.strategy.root_device
         for meter in self._measured[stage]:
-            meter.reset(self._training_groups, self._trainer)
+            meter.reset(self._training_groups, device)
 
     def _batch_starts(self, stage: str) -> None:
         if self._hook is not None and self._measured.get(stage):
@@ -201,7 +204,8 @@ class GroupMetrics(Callback):
         self._logits = None
 
     def _epoch_ends(self, stage: str) -> None:
-        assert self._trainer is not None and self._module is not None
+        assert self._trainer is not None
+        assert self._module is not None
         meters = self._measured.pop(stage, [])
         if self._trainer.sanity_checking:
             return
@@ -346,16 +350,16 @@ class _Meter:
         self._extra = extra
         self._seen = 0
 
-    def reset(self, training_groups: Groups | None, trainer: Trainer) -> None:
+    def reset(self, training_groups: Groups | None, device: torch.device) -> None:
         """Count from zero; adjusted accuracy is weighted by ``training_groups``."""
-        number, device = self._groups.num_groups, trainer.strategy.root_device
-        options = {"num_groups": number, "validate_args": False}  # ids were checked once
-        metrics: dict[str, Metric] = {
-            "acc": OverallAccuracy(**options),
-            "worst_group_acc": WorstGroupAccuracy(**options),
-            "mean_group_acc": MeanGroupAccuracy(**options),
-            "group_gap": GroupGap(**options),
-            "group_acc": GroupAccuracy(**options),
+        number = self._groups.num_groups
+        metrics: dict[str, Metric | MetricCollection] = {
+            # group ids were checked when they were read
+            "acc": OverallAccuracy(number, validate_args=False),
+            "worst_group_acc": WorstGroupAccuracy(number, validate_args=False),
+            "mean_group_acc": MeanGroupAccuracy(number, validate_args=False),
+            "group_gap": GroupGap(number, validate_args=False),
+            "group_acc": GroupAccuracy(number, validate_args=False),
         }
         if training_groups is not None:
             counts = dict(zip(training_groups.names, training_groups.counts.tolist(), strict=True))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import warnings
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_robust.callbacks._base import Method
 from lightning_robust.contracts import (
     ContractError,
+    Groups,
     GroupsLike,
     check_at_least,
     check_bool,
@@ -153,7 +153,8 @@ class SPARE(Method):
         labels = set(self.targets.unique().tolist())
         if isinstance(self.power, dict) and (missing := labels - self.power.keys()):
             raise ContractError(
-                f"power={self.power!r} has no entry for the classes {sorted(missing)}; give one a class"
+                f"power={self.power!r} has no entry for the classes {sorted(missing)}; give each "
+                "class one"
             )
         clean = self.clean_dataset
         if clean is not None and len(clean) != self.num_examples:  # type: ignore[arg-type]
@@ -170,7 +171,9 @@ class SPARE(Method):
             )
 
     def begin(self) -> None:
-        """Keep the initial weights."""
+        """Keep the initial weights; check the validation set while nothing is lost."""
+        if self.separation_epoch == "auto":
+            self._validation_set()
         if self.reinitialise:
             self.initial = self.conductor.snapshot()
 
@@ -246,6 +249,11 @@ class SPARE(Method):
 
     def _validation_recall(self, epoch: int) -> float:
         """Smallest recall of a validation group by the clusters of the validation set."""
+        dataset, groups, targets = self._validation_set()
+        found = self._cluster(epoch, targets, dataset)
+        return matched_recall(found.clusters, groups.ids, targets)
+
+    def _validation_set(self) -> tuple[Dataset[Any], Groups, Tensor]:
         loaders = self.conductor.trainer.val_dataloaders
         loader = loaders[0] if isinstance(loaders, list | tuple) else loaders
         if not isinstance(loader, DataLoader):
@@ -254,6 +262,4 @@ class SPARE(Method):
                 "give the number of an epoch"
             )
         groups = resolve_groups(self.validation_groups, loader.dataset, split="val")
-        targets = targets_of(loader.dataset)
-        found = self._cluster(epoch, targets, loader.dataset)
-        return matched_recall(found.clusters, groups.ids, targets)
+        return loader.dataset, groups, targets_of(loader.dataset)
