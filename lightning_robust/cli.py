@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
     if arguments[:1] == ["fit"]:  # LightningCLI reads the rest, --help included
-        return _fit(arguments)
+        return _fit(argv)
     chosen = parser.parse_args(arguments)
     if chosen.command is None:
         parser.print_help()
@@ -125,11 +125,11 @@ def _demo(chosen: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     return 0
 
 
-def _fit(arguments: list[str]) -> int:
+def _fit(argv: Sequence[str] | None) -> int:
     if importlib.util.find_spec("jsonargparse") is None:
         print(_FIT_NEEDS, file=sys.stderr)
         return 1
     from lightning.pytorch.cli import LightningCLI
 
-    LightningCLI(args=arguments)
+    LightningCLI(args=None if argv is None else list(argv))
     return 0

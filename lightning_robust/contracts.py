@@ -285,10 +285,8 @@ def targets_of(dataset: object) -> Tensor:
                 )
             return _ids(values, f"`{word}` of {kind}", n, _TARGETS_FIX)
     match dataset:
-        case TensorDataset(tensors=(_, Tensor(ndim=1) as second, *_)) if (
-            not second.is_floating_point()
-        ):
-            return _ids(second, "the second tensor of TensorDataset", n, _TARGETS_FIX)
+        case TensorDataset(tensors=(_, Tensor(ndim=1) as y, *_)) if not y.is_floating_point():
+            return _ids(y, "the second tensor of TensorDataset", n, _TARGETS_FIX)
         case AnnotatedDataset():
             return targets_of(dataset.dataset)
         case Subset():
@@ -450,7 +448,7 @@ def _integers(values: object, name: str, fix: str, rows: Tensor | None = None) -
         found = values.detach().cpu()
     else:
         try:
-            array = np.array(values, order="C")
+            array = np.array(values)
         except (TypeError, ValueError) as error:
             raise ContractError(f"{name} must be 1-D integers ({error}); {fix}") from error
         if array.dtype.kind not in "buif":
@@ -461,7 +459,7 @@ def _integers(values: object, name: str, fix: str, rows: Tensor | None = None) -
         shown = f"shape {tuple(found.shape)}, {found.dtype}"
         raise ContractError(f"{name} must be 1-D integers, got {shown}; {fix}")
     if found.is_floating_point():
-        found = found.double()
+        found = found.double()  # not every operation is there in half precision
         wrong = (found.frac() != 0) | (found.abs() >= 2**63)  # the first holds for NaN, too
         _refuse_first(wrong, found, f"{name} must be whole numbers", fix, rows)
     return found.to(torch.int64, copy=True)

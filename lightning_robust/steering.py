@@ -88,9 +88,7 @@ class HeadHook:
             self._handle = self.head.register_forward_hook(
                 torch.compiler.disable(self._hook), prepend=self._first
             )
-            if module is not None and any(
-                "_orig_mod" in name for name, _ in module.named_modules()
-            ):
+            if module is not None and any(map(_is_compiled, module.modules())):
                 torch.compiler.reset()
 
     def detach(self) -> None:
@@ -211,9 +209,17 @@ class LogitSteering(HeadHook):
                 steered = steered + shift.view_as(steered)
         weights = [wish.weight for wish in wishes if wish.weight is not None]
         if weights and steered.requires_grad:
+            if torch.is_autocast_enabled(steered.device.type):
+                # As the loss will have it; a gradient already rounded would be rounded once more.
+                steered = steered.to(torch.promote_types(steered.dtype, torch.float32))
             weight = torch.stack(weights).prod(0).view(-1, *[1] * (logits.ndim - 1))
             steered.register_hook(lambda gradient: (gradient * weight).to(gradient.dtype))
         return steered
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether it is what ``torch.compile`` returns, or its ``compile`` was called."""
+    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
 
 
 def find_head(

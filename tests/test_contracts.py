@@ -550,6 +550,10 @@ def test_combinations_are_named(write: Any) -> None:
     assert [found.names[i] for i in found.ids] == [
         f"y={a},place={b}" for a, b in zip(y, place, strict=True)
     ]
+    constant = resolve_groups(
+        write({"y": y, "place": ["a"] * 5, "z": y}), items(5), columns=["y", "place", "z"]
+    )
+    assert constant.names == tuple(f"y={i},place=a,z={i}" for i in (0, 1, 10))
     path = write({"male": [1, -1, 1]})
     assert resolve_groups(path, items(3), columns=("male",)).names == ("male=-1", "male=1")
 

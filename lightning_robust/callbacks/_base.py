@@ -388,10 +388,10 @@ class Conductor:
             if method.needs_groups:
                 groups: Groups = resolve_groups(method.groups, loader.dataset, split="train")
                 if int((groups.counts > 0).sum()) < 2:
+                    only = groups.names[int(groups.ids[0])]
                     raise ContractError(
-                        f"groups hold one group only ({groups.names[int(groups.ids[0])]!r}), so "
-                        f"there is nothing for {type(method).__name__} to balance; give groups= with "
-                        "at least two, or remove the callback"
+                        f"groups hold one group only, {only!r}: there is nothing to balance for "
+                        f"{type(method).__name__}; give groups= with two or more, or remove it"
                     )
                 method.group_ids, method.group_names = groups.ids, groups.names
         steered = [m for m in self.methods if type(m).steer is not Method.steer]
@@ -424,7 +424,13 @@ class Conductor:
     def _plan(self) -> None:
         assert self.sampler is not None
         votes = [vote for method in self.methods if (vote := method.vote()) is not None]
-        self.sampler.set_plan(SamplingPlan.of_votes(votes, self.num_examples))
+        plan = SamplingPlan.of_votes(votes, self.num_examples)
+        if self.trainer.world_size > 1 and plan.weights is not None:
+            # Decisions are made of gathered observations, alike on all ranks; unlike hardware
+            # could still round unlike.
+            weights = self.trainer.strategy.broadcast(plan.weights)
+            plan = SamplingPlan(self.num_examples, weights)
+        self.sampler.set_plan(plan)
         if len(self.sampler) == 0:
             raise ContractError("the plan of the next epoch is empty; keep more examples")
 

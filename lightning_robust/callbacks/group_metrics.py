@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, IterableDataset
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import Metric
 
 from lightning_robust.callbacks._base import LoaderTap
 from lightning_robust.contracts import (
@@ -30,6 +30,7 @@ from lightning_robust.metrics import (
     MeanGroupAccuracy,
     OverallAccuracy,
     WorstGroupAccuracy,
+    _CountsPerGroup,
 )
 from lightning_robust.observing import Observer
 from lightning_robust.sampling import RecordingBatchSampler, is_padding
@@ -353,7 +354,7 @@ class _Meter:
     def reset(self, training_groups: Groups | None, device: torch.device) -> None:
         """Count from zero; adjusted accuracy is weighted by ``training_groups``."""
         number = self._groups.num_groups
-        metrics: dict[str, Metric | MetricCollection] = {
+        metrics: dict[str, _CountsPerGroup] = {
             # group ids were checked when they were read
             "acc": OverallAccuracy(number, validate_args=False),
             "worst_group_acc": WorstGroupAccuracy(number, validate_args=False),
@@ -366,7 +367,8 @@ class _Meter:
             weights = torch.tensor([float(counts.get(name, 0)) for name in self._groups.names])
             if bool(weights.any()):
                 metrics["adjusted_acc"] = AdjustedAccuracy(weights, validate_args=False)
-        self._accuracies = MetricCollection(metrics, compute_groups=[list(metrics)]).to(device)
+        self._readings = {name: metric.to(device) for name, metric in metrics.items()}
+        self._counts = GroupAccuracy(number, validate_args=False).to(device)
         self._others = {
             name: GroupWise(metric.clone(), number).to(device)
             for name, metric in self._extra.items()
@@ -388,7 +390,7 @@ class _Meter:
             indices, logits = indices[~padding], logits[(~padding).to(logits.device)]
         targets, groups = self._annotations[:, indices].to(logits.device, non_blocking=True)
         logits = class_logits(logits)
-        self._accuracies.update(logits, targets, groups)
+        self._counts.update(logits, targets, groups)
         for metric in self._others.values():
             probabilities = logits.float().softmax(1)
             binary = type(metric.metric).__name__.startswith("Binary")
@@ -396,7 +398,7 @@ class _Meter:
 
     def compute(self) -> dict[str, Tensor]:
         """Every value by its key behind the stage."""
-        values = self._accuracies.compute()
+        values = {name: self._read(metric) for name, metric in self._readings.items()}
         values |= self._by_group("group_acc", values.pop("group_acc"))
         for name, metric in self._others.items():
             each = metric.compute()
@@ -405,6 +407,14 @@ class _Meter:
             values[f"worst_group_{name}"] = worst if len(present) else each.new_tensor(torch.nan)
             values |= self._by_group(f"group_{name}", each)
         return values
+
+    def _read(self, metric: _CountsPerGroup) -> Tensor:
+        """One counting a batch serves all the metrics: they are readings of the same counts."""
+        nothing = self._counts.total.new_zeros(0)
+        metric.update(nothing, nothing, nothing)  # torchmetrics warns of a metric without updates
+        metric.correct, metric.total = self._counts.correct, self._counts.total
+        value: Tensor = metric.compute()
+        return value
 
     def _by_group(self, key: str, each: Tensor) -> dict[str, Tensor]:
         return {

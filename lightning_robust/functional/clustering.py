@@ -22,7 +22,8 @@ from torch.nn.functional import threshold
 
 from lightning_robust.contracts import ContractError, check_integer
 
-# Squared distances below this share of the data's squared extent are rounding errors of zero.
+# Squared distances below this share of the data's squared extent are rounding errors of zero, so
+# points closer than 1e-7 of the extent count as equal.
 _RESOLUTION = 1e-14
 # Points on which k-means runs its restarts, iterations after which it drops half of them, the
 # most iterations, and the shift of the centres, relative to the variance, that ends it.
@@ -646,10 +647,14 @@ def cluster_sampling_weights(
     _, cell, sizes = torch.unique(
         label_of * len(parts) + cluster_of, return_inverse=True, return_counts=True
     )
-    exponents = sizes.new_tensor([-power[label] for label in labels.tolist()], dtype=torch.float64)
-    weights = torch.pow(sizes.double()[cell], exponents[label_of])
+    size = sizes.double()[cell]
+    exponents = size.new_tensor([-power[label] for label in labels.tolist()])
+    # In units of the largest cluster of the class: no underflow, and exactly 1 where nothing is to
+    # be balanced.
+    largest = torch.zeros_like(exponents).scatter_reduce_(0, label_of, size, "amax")
+    weights = torch.pow(size / largest[label_of], exponents[label_of])
     totals = torch.zeros_like(exponents).index_add_(0, label_of, weights)
-    return weights / totals[label_of] * (len(targets) / len(labels))
+    return weights * (len(targets) / len(labels)) / totals[label_of]
 
 
 def matched_recall(clusters: Tensor, groups: Tensor, targets: Tensor) -> float:

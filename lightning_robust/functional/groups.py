@@ -44,7 +44,9 @@ def balancing_weights(groups: Tensor, num_groups: int) -> Tensor:
         tensor([0.6667, 0.6667, 0.6667, 2.0000], dtype=torch.float64)
     """
     counts = torch.bincount(groups, minlength=num_groups)
-    return (len(groups) / (int((counts > 0).sum()) * counts.double()))[groups]
+    # Tensor by tensor: Python's int / tensor is int * (1 / tensor), which makes 49 / 49 less than 1.
+    total = torch.tensor(len(groups), dtype=torch.float64, device=groups.device)
+    return (total / ((counts > 0).sum() * counts))[groups]
 
 
 def exponentiated_gradient(

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from tempfile import TemporaryDirectory
@@ -144,6 +145,39 @@ def train(
     )
 
 
+def train_all(
+    tasks: Sequence[tuple[str, int]], jobs: int, *, correlation: float, epochs: int
+) -> Iterator[Run]:
+    """Train methods with seeds, several at a time.
+
+    Args:
+        tasks: Pairs of a key of ``METHODS`` and a seed.
+        jobs: Runs at a time, each in a process with one thread; 1 stays in this process.
+        correlation: Share of a class that wears its own colour in training.
+        epochs: Number of epochs.
+
+    Yields:
+        The run of each task, in their order.
+    """
+    train_one = partial(train, correlation=correlation, epochs=epochs)
+    if jobs == 1:
+        with _one_thread():
+            yield from (train_one(method, seed) for method, seed in tasks)
+        return
+    with ProcessPoolExecutor(
+        jobs,
+        mp_context=multiprocessing.get_context("spawn"),  # forking after torch started is unsafe
+        initializer=torch.set_num_threads,
+        initargs=(1,),
+    ) as pool:
+        futures = [pool.submit(train_one, method, seed) for method, seed in tasks]
+        try:
+            yield from (future.result() for future in futures)
+        finally:  # after an error or an interrupt, do not train the rest
+            for future in futures:
+                future.cancel()
+
+
 def run(
     methods: Sequence[str] = tuple(METHODS),
     seeds: Sequence[int] = SEEDS,
@@ -171,6 +205,7 @@ def run(
     tasks = [(name, seed) for name in method_names(methods) for seed in seeds]
     check_integer("epochs", epochs, minimum=1)
     check_integer("jobs", jobs, minimum=1)
+    jobs = min(jobs, len(tasks))
     if output is not None:
         _require_matplotlib()
         output.mkdir(parents=True, exist_ok=True)
@@ -179,11 +214,11 @@ def run(
     print(
         f"Coloured digits: {len(groups):,} training images, {correlation:.0%} of each class in its "
         f"own colour.\n25 groups (class and colour); the smallest has {smallest} training images. "
-        f"Accuracies in % of the test images.\n\n{len(tasks)} runs, {jobs} at a time:",
+        f"Accuracies in % of the test images.\n\n{len(tasks)} runs of {epochs} epochs, {jobs} at a time:",
         flush=True,
     )
     runs = []
-    for run in _train_all(tasks, jobs, correlation, epochs):
+    for run in train_all(tasks, jobs, correlation=correlation, epochs=epochs):
         runs.append(run)
         print(
             f"{len(runs):>3}  {run.method:<12}  seed {run.seed}   "
@@ -221,8 +256,8 @@ def table(runs: Sequence[Run]) -> str:
 
     Example:
         >>> print(table([Run("ERM", seed, 0.2, 0.7, 0.3, {}, 4.0) for seed in (0, 1)]))
-        method   worst group     average   worst group at best val   seconds
-        ERM       20.0 ± 0.0  70.0 ± 0.0                30.0 ± 0.0       4.0
+        method  worst group     average  worst group at best val  seconds
+        ERM      20.0 ± 0.0  70.0 ± 0.0               30.0 ± 0.0      4.0
     """
     header = ["method", "worst group", "average", "worst group at best val", "seconds"]
     return _aligned(
@@ -333,29 +368,6 @@ def plot(runs: Sequence[Run], correlation: float, path: Path) -> None:
     figure.savefig(path)
 
 
-def _train_all(
-    tasks: Sequence[tuple[str, int]], jobs: int, correlation: float, epochs: int
-) -> Iterator[Run]:
-    """The runs of all (method, seed), in order, as they are done."""
-    settings = {"correlation": correlation, "epochs": epochs}
-    if jobs == 1:
-        with _one_thread():
-            yield from (train(method, seed, **settings) for method, seed in tasks)
-        return
-    with ProcessPoolExecutor(
-        jobs,
-        mp_context=multiprocessing.get_context("spawn"),  # forking after torch started is unsafe
-        initializer=torch.set_num_threads,
-        initargs=(1,),
-    ) as pool:
-        futures = [pool.submit(train, method, seed, **settings) for method, seed in tasks]
-        try:
-            yield from (future.result() for future in futures)
-        finally:  # after an error or an interrupt, do not train the rest
-            for future in futures:
-                future.cancel()
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without Lightning's hints, which are about larger projects: workers, devices, loggers."""
@@ -363,9 +375,7 @@ def _quiet() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings(
-            "ignore", message=".*number of training batches.*log_every_n_steps.*"
-        )
+        warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
         try:
             for logger in loggers:
                 logger.setLevel(logging.WARNING)

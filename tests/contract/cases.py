@@ -1,0 +1,87 @@
+"""One settings entry a method; everything in this folder runs over these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import lightning_robust
+from lightning_robust import SPARE, ClassBalance, GroupBalance, GroupDRO
+from lightning_robust.callbacks._base import Method
+
+GROUP_NAMES = [f"y={y},m={m}" for y in range(3) for m in range(2)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """How the contract runs a method.
+
+    Args:
+        active: Settings under which two or three epochs differ from plain training.
+        neutral: A setting under which training on balanced data equals plain training.
+        keys: What a run of ``active`` on ``Examples()`` logs.
+        bad: An argument the constructor refuses, by name.
+        variants: More active settings that go through other code.
+    """
+
+    active: Callable[[], Method]
+    neutral: Callable[[], Method]
+    keys: frozenset[str]
+    bad: dict[str, Any]
+    variants: tuple[Callable[[], Method], ...] = ()
+
+
+CASES: dict[type[Method], Case] = {
+    ClassBalance: Case(
+        active=ClassBalance,
+        neutral=ClassBalance,  # its weights are 1 where classes are balanced
+        keys=frozenset(),
+        bad={"start_epoch": -1},
+        variants=(lambda: ClassBalance(start_epoch=1),),
+    ),
+    GroupBalance: Case(
+        active=GroupBalance,
+        neutral=GroupBalance,
+        keys=frozenset(),
+        bad={"start_epoch": 0.5},
+        variants=(lambda: GroupBalance(start_epoch=1),),
+    ),
+    GroupDRO: Case(
+        active=lambda: GroupDRO(step_size=0.5, adjustment=1.0),
+        neutral=lambda: GroupDRO(start_epoch=99),
+        keys=frozenset(f"group_dro/weight/{name}" for name in GROUP_NAMES),
+        bad={"step_size": -0.1},
+        variants=(
+            lambda: GroupDRO(step_size=0.5, balanced_sampling=True),
+            lambda: GroupDRO(step_size=0.5, start_epoch=1),
+        ),
+    ),
+    SPARE: Case(
+        active=lambda: SPARE(max_clusters=3),
+        neutral=lambda: SPARE(num_clusters=1, power=0.0, reinitialise=False),
+        keys=frozenset(
+            f"spare/{quantity}/{label}"
+            for quantity in ("silhouette", "num_clusters")
+            for label in range(3)
+        ),
+        bad={"max_clusters": 1},
+        variants=(
+            lambda: SPARE(space="features", num_clusters=2, power={0: 1.0, 1: 0.5, 2: 2.0}),
+            lambda: SPARE("auto", last_separation_epoch=2, max_clusters=3, reinitialise=False),
+        ),
+    ),
+}
+
+METHODS: list[type[Method]] = [
+    entry
+    for name in lightning_robust.__all__
+    if isinstance(entry := getattr(lightning_robust, name), type) and issubclass(entry, Method)
+]
+
+
+def case_of(method: type[Method]) -> Case:
+    """The entry of a method; it is an error to have none."""
+    if method not in CASES:
+        raise LookupError(f"{method.__name__} has no entry in tests/contract/cases.py; add one")
+    return CASES[method]

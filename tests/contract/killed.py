@@ -1,0 +1,53 @@
+"""Trains in child processes and kills them at random moments: ``python -m contract.killed DIR``."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from .cases import CASES
+from .harness import Run, checkpoints
+from .modules import InlineLoss
+
+KILLS = 3
+STEPS = 16  # of the whole run: 4 epochs of 60 examples in batches of 16
+
+
+def train(make_method, folder: Path) -> None:
+    Run(
+        [make_method(), *checkpoints(folder)],
+        InlineLoss,
+        max_epochs=4,
+        enable_checkpointing=True,
+    )
+
+
+def kill(make_method, folder: Path, steps: int) -> None:
+    """Kill a training process some time after its ``steps``-th step."""
+    child = os.fork()
+    if child == 0:
+        train(make_method, folder)
+        os._exit(0)
+    while len(list(folder.glob("step-*.ckpt"))) < steps:
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    exit_code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+    (folder / "exit").write_bytes(pickle.dumps(exit_code))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    moments = random.Random(0)
+    for method, case in CASES.items():
+        for number in range(KILLS):
+            place = Path(sys.argv[1]) / method.__name__ / str(number)
+            place.mkdir(parents=True)
+            kill(case.active, place, moments.randint(1, STEPS - 2))
