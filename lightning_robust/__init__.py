@@ -7,8 +7,10 @@ from lightning_robust.callbacks.group_dro import GroupDRO
 
 # Measuring and resuming
 from lightning_robust.callbacks.group_metrics import GroupMetrics
+from lightning_robust.callbacks.importance_weighting import ImportanceWeighting
 from lightning_robust.callbacks.rng_state import RNGState
 from lightning_robust.callbacks.spare import SPARE
+from lightning_robust.callbacks.subsample import Subsample
 
 # Data
 from lightning_robust.contracts import AnnotatedDataset, ContractError, Groups
@@ -38,9 +40,11 @@ __all__ = [
     "GroupMetrics",
     "GroupWise",
     "Groups",
+    "ImportanceWeighting",
     "MeanGroupAccuracy",
     "OverallAccuracy",
     "RNGState",
+    "Subsample",
     "WorstGroup",
     "WorstGroupAccuracy",
 ]

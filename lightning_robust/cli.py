@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -129,7 +130,9 @@ def _fit(argv: Sequence[str] | None) -> int:
     if importlib.util.find_spec("jsonargparse") is None:
         print(_FIT_NEEDS, file=sys.stderr)
         return 1
+    # Lightning calls jsonargparse in deprecated ways, which its users can do nothing about.
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     from lightning.pytorch.cli import LightningCLI
 
-    LightningCLI(args=None if argv is None else list(argv))
+    LightningCLI(args=None if argv is None else list(argv), seed_everything_default=0)
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -65,6 +65,7 @@ class Observer:
         module: The user's module, not wrapped.
         hook: The attached hook of its head.
         loader: The train loader; its collate function and workers are used.
+        nest: Makes of a batch of the loader what ``training_step`` takes; default: the batch.
 
     Raises:
         ContractError: The head did not run, returned another number of rows than examples, or
@@ -72,9 +73,15 @@ class Observer:
     """
 
     def __init__(
-        self, trainer: Trainer, module: LightningModule, hook: HeadHook, loader: DataLoader[Any]
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        hook: HeadHook,
+        loader: DataLoader[Any],
+        nest: Callable[[Any], Any] | None = None,
     ) -> None:
         self.trainer, self.module, self.hook, self.loader = trainer, module, hook, loader
+        self.nest = nest
 
     def __call__(
         self,
@@ -105,6 +112,8 @@ class Observer:
         rows: dict[str, Tensor] = {}
         size = batch_size or 4 * (self.loader.batch_size or 1)
         with undisturbed(self.trainer, self.module):
+            if world > 1:
+                self._share_buffers()
             for batch_indices, batch in self._batches(dataset, indices, size):
                 features, logits = self._until_head(batch)
                 if len(logits) != len(batch_indices):
@@ -195,7 +204,8 @@ class Observer:
             yield batch_indices, self._on_device(batch)
 
     def _on_device(self, batch: Any) -> Any:
-        """The batch as the module's steps get it: converted, through its transfer hooks."""
+        """The batch as the module's steps get it: nested, converted, through its transfer hooks."""
+        batch = self.nest(batch) if self.nest is not None else batch
         batch = self.trainer.precision_plugin.convert_input(batch)
         datamodule = getattr(self.trainer, "datamodule", None)
         overridden = _overrides(datamodule, "on_before_batch_transfer")
@@ -227,6 +237,16 @@ class Observer:
         arguments = (batch, 0) if len(parameters) > 1 else (batch,)
         with self.trainer.precision_plugin.forward_context():
             self.module.training_step(*arguments)
+
+    def _share_buffers(self) -> None:
+        """Give every rank the first one's buffers, which are also what a checkpoint holds.
+
+        Between two training steps under DDP each rank has running statistics of its own batches.
+        """
+        buffers = list(self.module.buffers())
+        shared = self.trainer.strategy.broadcast([buffer.cpu() for buffer in buffers])
+        for buffer, values in zip(buffers, shared, strict=True):
+            buffer.copy_(values)
 
     def _gather(
         self,
@@ -296,9 +316,10 @@ def undisturbed(trainer: Trainer, module: LightningModule) -> Iterator[None]:
         module.eval()
         trainer.validating = True
         vars(module)["log"] = lambda *_, **__: None
+        # Seeded: what is observed through a random augmentation is to be the same after a resume.
         # inference_mode(False): a validation loop may be running, and its tensors could never take
         # part in training.
-        with isolated(), torch.inference_mode(False), torch.no_grad():
+        with isolated(seed=0), torch.inference_mode(False), torch.no_grad():
             yield
     finally:
         vars(module).pop("log", None)

@@ -89,8 +89,11 @@ def set_global_state(state: dict[str, torch.Tensor | list[torch.Tensor]]) -> Non
 
 
 @contextmanager
-def isolated() -> Iterator[None]:
+def isolated(seed: int | None = None) -> Iterator[None]:
     """Leave the global generators as found, also when the block raises.
+
+    Args:
+        seed: Seed of the global generators within the block; ``None`` lets them run on.
 
     Example:
         >>> before = torch.get_rng_state()
@@ -101,6 +104,12 @@ def isolated() -> Iterator[None]:
     """
     state = global_state()
     try:
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+            if state["cuda"]:
+                torch.cuda.manual_seed_all(seed)
+            np.random.seed(seed)
+            random.seed(seed)
         yield
     finally:
         set_global_state(state)

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, cast
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -53,7 +54,7 @@ class Method(Callback):
         seed: Seed of every draw; ``None`` takes the one given to ``seed_everything``, else 0.
     """
 
-    needs_groups: ClassVar[bool] = False
+    needs_groups: bool = False  # a constructor may set it
     observes: ClassVar[bool] = False
     state: ClassVar[tuple[str, ...]] = ()
     """Names of the attributes that change during a fit; they are what a checkpoint holds."""
@@ -174,7 +175,8 @@ class Method(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log, and decide the next epoch."""
         if report := self.report():
-            pl_module.log_dict(dict(report))
+            # Every rank reports the same values; sync_dist only tells Lightning so.
+            pl_module.log_dict(dict(report), sync_dist=trainer.world_size > 1)
         if self.conductor.leader is self:
             self.conductor.epoch_ends()
 
@@ -249,7 +251,7 @@ class Conductor:
             )
         self.module = module
         self.methods: list[Method] = []
-        self.progress = Progress(epoch=trainer.current_epoch, decided=trainer.current_epoch - 1)
+        self.progress = Progress()
         self.sampler: PlanSampler | None = None
         self.steering: LogitSteering | None = None
         self.seed = 0
@@ -262,7 +264,9 @@ class Conductor:
         self._lengths_to_come: tuple[Any, Any] | None = None
         self._reload_every = self.trainer.reload_dataloaders_every_n_epochs
         self._tap = LoaderTap(trainer, self._process, first=True)
-        self._restart: dict[str, Any] | None = None
+        self._source = _SourceTap(trainer)
+        self._training_has_started = False
+        self._awaiting_optimizers: list[Callable[[], None]] = []
 
     # ---- methods come and go -------------------------------------------------------------------
 
@@ -303,6 +307,7 @@ class Conductor:
         if self._of_trainer.pop(self.trainer, None) is None:
             return
         self._tap.remove()
+        self._source.remove()
         if self._found is not None:
             self._found[0].sampler = self._found[1]
         if self.steering is not None:
@@ -341,6 +346,9 @@ class Conductor:
         self._put_in(loader)
         if first:
             self._prepare(loader)
+            if self._size_of_checkpoint is None:  # also a checkpoint from before we were added
+                epoch = self.trainer.current_epoch
+                self.progress = Progress(epoch=epoch, decided=epoch - 1)
         progress = self.progress
         if progress.batches_done and progress.batches_done >= progress.batches:
             # The checkpoint was written after the last batch, before the epoch was closed.
@@ -403,7 +411,8 @@ class Conductor:
             method.prepare(loader.dataset)
 
     def _find_head(self, loader: DataLoader[Any], num_classes: int) -> LogitSteering:
-        probe = Observer(self.trainer, self.module, LogitSteering(torch.nn.Identity()), loader)
+        no_hook = LogitSteering(torch.nn.Identity())
+        probe = Observer(self.trainer, self.module, no_hook, loader, self._nested_as_in_training)
         named = next((m.head for m in self.methods if m.head is not None), None)
         _, head = find_head(
             self.module,
@@ -442,9 +451,29 @@ class Conductor:
             dataset, targets = self._loader.dataset, self.leader.targets
         else:
             targets = targets_of(dataset)
-        return Observer(self.trainer, self.module, self.steering, self._loader)(
-            dataset, targets, quantities
+        observer = Observer(
+            self.trainer, self.module, self.steering, self._loader, self._nested_as_in_training
         )
+        return observer(dataset, targets, quantities)
+
+    def validation_loaders(self) -> Any:
+        """The validation loaders as the user gave them; set up now, if a resume has not yet."""
+        if self.trainer.val_dataloaders is None:
+            self.trainer.validating = True
+            self.trainer.fit_loop.epoch_loop.val_loop.setup_data()
+            self.trainer.training = True
+        return self.trainer.val_dataloaders
+
+    def _nested_as_in_training(self, batch: Any) -> Any:
+        """A batch in the dictionary or list that the train loader came in, if it came in one."""
+        loaders = getattr(self._source.loaders, "iterables", self._source.loaders)
+        flat, structure = tree_flatten(loaders)
+        if len(flat) > 1:
+            raise ContractError(
+                f"training_step takes batches of {len(flat)} loaders at once, and only one holds "
+                "the examples to observe; train on one loader, or use methods that do not observe"
+            )
+        return tree_unflatten([batch], structure)
 
     def snapshot(self) -> dict[str, Any]:
         """Weights, optimizers and schedulers as they are, on the CPU, for :meth:`restart`."""
@@ -459,20 +488,35 @@ class Conductor:
 
     def restart(self, snapshot: dict[str, Any]) -> None:
         """Go back to a snapshot: weights, learning rates, schedules, no moments."""
-        self._restart = snapshot
         self.module.load_state_dict(snapshot["weights"])
-        self._restart_optimizers()
 
-    def _restart_optimizers(self) -> None:
-        assert self._restart is not None
-        for optimizer, state in zip(
-            self.trainer.optimizers, self._restart["optimizers"], strict=False
-        ):
-            optimizer.load_state_dict(copy.deepcopy(state))
-        for config, state in zip(
-            self.trainer.lr_scheduler_configs, self._restart["schedulers"], strict=False
-        ):
-            config.scheduler.load_state_dict(copy.deepcopy(state))
+        def restart_optimizers() -> None:
+            for optimizer, state in zip(
+                self.trainer.optimizers, snapshot["optimizers"], strict=True
+            ):
+                optimizer.load_state_dict(copy.deepcopy(state))
+            for config, state in zip(
+                self.trainer.lr_scheduler_configs, snapshot["schedulers"], strict=True
+            ):
+                config.scheduler.load_state_dict(copy.deepcopy(state))
+
+        self.when_optimizers_are_ready(restart_optimizers)
+
+    def when_optimizers_are_ready(self, action: Callable[[], None]) -> None:
+        """Change optimizers and schedules in a decision; ``action`` may be called twice.
+
+        Now, so that a checkpoint of this epoch's end has it, and again before the next step: when
+        a fit that begins has restored them, or when plateau schedules have been shown the metrics
+        of the epoch that ends, which Lightning does after the decision.
+        """
+        if self._training_has_started:
+            action()
+        self._awaiting_optimizers.append(action)
+
+    def _change_optimizers(self) -> None:
+        for action in self._awaiting_optimizers:
+            action()
+        self._awaiting_optimizers.clear()
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         """The sum of ``values`` over all ranks; every rank must call it."""
@@ -497,12 +541,11 @@ class Conductor:
         self.progress.batches = int(self.trainer.num_training_batches)
         if self._batches_of_closed_epoch is not None:
             self._show_length_of_closed_epoch(self._batches_of_closed_epoch)
-        if self._restart is not None:
-            # Decided while resuming, perhaps before Lightning restored the optimizers.
-            self._restart_optimizers()
-        elif self.progress.epoch == 0 and self.progress.batches_done == 0:
+        if self.progress.epoch == 0 and self.progress.batches_done == 0:
             for method in self.methods:
                 method.begin()
+        self._training_has_started = True
+        self._change_optimizers()
 
     def _show_length_of_closed_epoch(self, batches: int) -> None:
         """Let Lightning close the epoch it resumes behind.
@@ -528,6 +571,7 @@ class Conductor:
     def epoch_starts(self) -> None:
         """All loaders of the epoch are set up."""
         self.loaders_are_set_up()
+        self._change_optimizers()
         self._show_length_to_come()
         self.trainer.reload_dataloaders_every_n_epochs = self._reload_every
         self.progress.batches = int(self.trainer.num_training_batches)
@@ -537,6 +581,12 @@ class Conductor:
         # A resume may enter an epoch without on_train_epoch_start.
         self.loaders_are_set_up()
         self._show_length_to_come()
+        if batch != self.progress.batches_done:
+            raise ContractError(
+                f"training resumes at batch {batch} of an epoch, and {type(self.leader).__name__} "
+                "was not there before; resume with the callbacks that the checkpoint was written "
+                "with, or from a checkpoint at the end of an epoch"
+            )
         if self.steering is not None and self.steering.sources:
             assert self.sampler is not None
             indices = self.sampler.indices_of_batch(batch)
@@ -606,6 +656,30 @@ class LoaderTap:
             if not taps:
                 del self._strategy._lightning_robust_taps
                 del self._strategy.process_dataloader
+
+
+class _SourceTap:
+    """Sees what the user gave as train loaders: one, or a dictionary or list of them.
+
+    Lightning hands loaders on one by one, and shows the whole (``trainer.train_dataloader``) only
+    after that.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.loaders: Any = None
+        self._source = cast(Any, trainer.fit_loop._data_source)
+        theirs = self._source.dataloader
+
+        def dataloader() -> Any:
+            self.loaders = theirs()
+            return self.loaders
+
+        self._source.dataloader = dataloader
+
+    def remove(self) -> None:
+        """Take the tap away."""
+        self.loaders = None
+        vars(self._source).pop("dataloader", None)
 
 
 def _batch_sampler(loader: DataLoader[Any]) -> Any:

@@ -64,7 +64,7 @@ class GroupMetrics(Callback):
         ContractError: Before the first step: validation or test data without targets or groups, or
             groups of the wrong length, type or range; an ``IterableDataset``; no head is found.
 
-    Logged keys, with ``/dataloader_idx_<i>`` behind them where there are several loaders:
+    Logged keys, with ``/loader_<i>`` behind them where there are several loaders:
         ``<stage>/acc``, ``<stage>/worst_group_acc``, ``<stage>/mean_group_acc`` (groups counted
         alike: SubpopBench's adjusted accuracy), ``<stage>/adjusted_acc`` (weighted by training
         group frequencies, as GroupDRO and WILDS report; once the training groups are known),
@@ -211,12 +211,10 @@ class GroupMetrics(Callback):
         if self._trainer.sanity_checking:
             return
         for number, meter in enumerate(meters):
-            behind = f"/dataloader_idx_{number}" if len(meters) > 1 else ""
+            behind = f"/loader_{number}" if len(meters) > 1 else ""
             values = {f"{stage}/{key}{behind}": value for key, value in meter.compute().items()}
             # Every rank has the same values already; sync_dist only tells Lightning so.
-            self._module.log_dict(
-                values, sync_dist=self._trainer.world_size > 1, add_dataloader_idx=False
-            )
+            self._module.log_dict(values, sync_dist=self._trainer.world_size > 1)
 
     # ---- Lightning's hooks ---------------------------------------------------------------------
 

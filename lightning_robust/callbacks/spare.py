@@ -254,7 +254,7 @@ class SPARE(Method):
         return matched_recall(found.clusters, groups.ids, targets)
 
     def _validation_set(self) -> tuple[Dataset[Any], Groups, Tensor]:
-        loaders = self.conductor.trainer.val_dataloaders
+        loaders = self.conductor.validation_loaders()
         loader = loaders[0] if isinstance(loaders, list | tuple) else loaders
         if not isinstance(loader, DataLoader):
             raise ContractError(

@@ -74,3 +74,56 @@ def exponentiated_gradient(
     exponent = torch.where(present, step_size * losses, torch.zeros_like(losses))
     raised = weights * torch.exp(exponent - exponent.max())
     return raised / raised.sum()
+
+
+def draw_from_groups(groups: Tensor, sizes: Tensor, random: torch.Generator) -> Tensor:
+    """A random subset with a given number of examples of each group, without replacement.
+
+    Args:
+        groups: (n,) int64 in ``[0, G)``, on the CPU.
+        sizes: (G,) how many are wanted of each group; a group that has fewer gives all.
+        random: Where the draws come from.
+
+    Returns:
+        (n,) bool, what is in the subset.
+
+    Example:
+        >>> groups = torch.tensor([0, 0, 0, 0, 1, 1, 2])
+        >>> kept = draw_from_groups(groups, torch.tensor([2, 2, 2]), torch.Generator())
+        >>> torch.bincount(groups[kept])
+        tensor([2, 2, 1])
+    """
+    shuffled = torch.randperm(len(groups), generator=random)
+    shuffled = shuffled[groups[shuffled].argsort(stable=True)]  # by group, at random inside it
+    counts = torch.bincount(groups, minlength=len(sizes))
+    place_in_group = torch.arange(len(groups)) - (counts.cumsum(0) - counts)[groups[shuffled]]
+    kept = torch.zeros(len(groups), dtype=torch.bool)
+    kept[shuffled[place_in_group < sizes[groups[shuffled]]]] = True
+    return kept
+
+
+def even_quotas(available: Tensor, total: int, random: torch.Generator) -> Tensor:
+    """How many to take of each group so that all give as equally many as they can.
+
+    Groups that have too little give all of it and the others make up for them. What does not
+    divide evenly falls to larger groups, among equals at random.
+
+    Args:
+        available: (G,) int64 >= 0, how many each group has.
+        total: How many are wanted of all; more than there are means all.
+        random: Decides among equals.
+
+    Returns:
+        (G,) int64, summing to ``total`` or to what there is.
+
+    Example:
+        >>> even_quotas(torch.tensor([9, 1, 9, 0]), 7, torch.Generator())
+        tensor([3, 1, 3, 0])
+    """
+    ties = torch.rand(len(available), generator=random, dtype=torch.float64)
+    left = min(total, int(available.sum()))
+    quotas = torch.zeros_like(available)
+    for place, group in enumerate((available + ties).argsort().tolist()):
+        quotas[group] = min(int(available[group]), left // (len(available) - place))
+        left -= int(quotas[group])
+    return quotas

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning_robust
-from lightning_robust import SPARE, ClassBalance, GroupBalance, GroupDRO
+from lightning_robust import (
+    SPARE,
+    ClassBalance,
+    GroupBalance,
+    GroupDRO,
+    ImportanceWeighting,
+    Subsample,
+)
 from lightning_robust.callbacks._base import Method
 
 GROUP_NAMES = [f"y={y},m={m}" for y in range(3) for m in range(2)]
@@ -23,6 +30,7 @@ class Case:
         keys: What a run of ``active`` on ``Examples()`` logs.
         bad: An argument the constructor refuses, by name.
         variants: More active settings that go through other code.
+        lengths: How many examples each of four epochs of ``active`` on ``Examples()`` has.
     """
 
     active: Callable[[], Method]
@@ -30,6 +38,7 @@ class Case:
     keys: frozenset[str]
     bad: dict[str, Any]
     variants: tuple[Callable[[], Method], ...] = ()
+    lengths: tuple[int, ...] = (60, 60, 60, 60)
 
 
 CASES: dict[type[Method], Case] = {
@@ -57,6 +66,13 @@ CASES: dict[type[Method], Case] = {
             lambda: GroupDRO(step_size=0.5, start_epoch=1),
         ),
     ),
+    ImportanceWeighting: Case(
+        active=ImportanceWeighting,
+        neutral=ImportanceWeighting,
+        keys=frozenset(),
+        bad={"by": "colour"},
+        variants=(lambda: ImportanceWeighting(by="class"),),
+    ),
     SPARE: Case(
         active=lambda: SPARE(max_clusters=3),
         neutral=lambda: SPARE(num_clusters=1, power=0.0, reinitialise=False),
@@ -70,6 +86,21 @@ CASES: dict[type[Method], Case] = {
             lambda: SPARE(space="features", num_clusters=2, power={0: 1.0, 1: 0.5, 2: 2.0}),
             lambda: SPARE("auto", last_separation_epoch=2, max_clusters=3, reinitialise=False),
         ),
+    ),
+    ImportanceWeighting: Case(
+        active=ImportanceWeighting,
+        neutral=ImportanceWeighting,  # its weights are 1 where groups are balanced
+        keys=frozenset(),
+        bad={"by": "both"},
+        variants=(lambda: ImportanceWeighting(by="class"),),
+    ),
+    Subsample: Case(
+        active=lambda: Subsample(by="class"),
+        neutral=Subsample,  # it keeps everything where groups are balanced
+        keys=frozenset({"subsample/num_examples"}),
+        bad={"redraw": 1},
+        variants=(Subsample, lambda: Subsample(redraw=True)),
+        lengths=(45, 45, 45, 45),
     ),
 }
 

@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 
-from .cases import METHODS, Case, case_of
+from .cases import CASES, METHODS, Case, case_of
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -18,13 +18,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 r"ignore:.*does not have many workers",
                 r"ignore:The number of training batches .* is smaller than the logging interval",
                 r"ignore:You defined a `validation_step` but have no `val_dataloader`",
+                r"ignore:Be aware that when using `ckpt_path`",
+                r"ignore:You're resuming from a checkpoint that ended before the epoch ended",
                 r"ignore:.*multi-threaded, use of fork:DeprecationWarning",
             ):
                 item.add_marker(pytest.mark.filterwarnings(advice))
 
 
 @pytest.fixture(autouse=True)
-def _quiet_and_on_one_thread(monkeypatch):
+def _quiet_and_on_one_thread(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -47,11 +50,12 @@ def case(method) -> Case:
 
 
 @pytest.fixture(
-    params=[(method, number) for method in METHODS for number in range(1 + len(case_of(method).variants))],
-    ids=lambda param: f"{param[0].__name__}-{param[1]}",
+    params=[
+        pytest.param(factory, id=f"{method.__name__}-{number}")
+        for method, case in CASES.items()
+        for number, factory in enumerate((case.active, *case.variants))
+    ]
 )
 def active(request):
     """A factory for each active setting of each method."""
-    method, number = request.param
-    case = case_of(method)
-    return (case.active, *case.variants)[number]
+    return request.param

@@ -78,7 +78,7 @@ def trainer_for(module: nn.Module, callbacks: list[Any], **settings: Any) -> Any
     quiet = {
         "accelerator": "cpu",
         "logger": False,
-        "enable_checkpointing": False,
+        "enable_checkpointing": any(isinstance(c, package.callbacks.Checkpoint) for c in callbacks),
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "max_epochs": 3,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import random
@@ -13,20 +14,14 @@ from pathlib import Path
 import torch
 
 from .cases import CASES
-from .harness import Run, checkpoints
+from .harness import BATCH_SIZE, Run, checkpoints
 from .modules import InlineLoss
 
 KILLS = 3
-STEPS = 16  # of the whole run: 4 epochs of 60 examples in batches of 16
 
 
 def train(make_method, folder: Path) -> None:
-    Run(
-        [make_method(), *checkpoints(folder)],
-        InlineLoss,
-        max_epochs=4,
-        enable_checkpointing=True,
-    )
+    Run([make_method(), *checkpoints(folder)], InlineLoss, max_epochs=4)
 
 
 def kill(make_method, folder: Path, steps: int) -> None:
@@ -47,7 +42,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     moments = random.Random(0)
     for method, case in CASES.items():
+        steps = sum(math.ceil(length / BATCH_SIZE) for length in case.lengths)
         for number in range(KILLS):
             place = Path(sys.argv[1]) / method.__name__ / str(number)
             place.mkdir(parents=True)
-            kill(case.active, place, moments.randint(1, STEPS - 2))
+            kill(case.active, place, moments.randint(1, steps - 2))

@@ -28,10 +28,11 @@ def test_runs_and_acts(case, name):
 @pytest.mark.parametrize("accumulated", [1, 3])
 def test_gradient_accumulation_by_the_trainer(case, accumulated):
     """Steps are fewer, the examples are the same ones: the accumulation is not disturbed."""
-    steps = math.ceil(math.ceil(60 / 16) / accumulated) * 3
+    lengths = case.lengths[:3]
+    steps = sum(math.ceil(math.ceil(length / 16) / accumulated) for length in lengths)
     run = Run([case.active()], InlineLoss, accumulate_grad_batches=accumulated)
     assert run.trainer.global_step == steps
-    assert [len(run.trace.epoch(epoch)) for epoch in range(3)] == [60, 60, 60]
+    assert tuple(len(run.trace.epoch(epoch)) for epoch in range(3)) == lengths
 
 
 class Project(LightningDataModule):
@@ -73,13 +74,11 @@ def test_the_loader_may_come_from_anywhere(case, source):
     assert not run.differs_from(usual)
 
 
-def test_example_order_does_not_depend_on_the_module(case):
-    """Where nothing is observed; a sampling method sees the data, not the model."""
-    if case.active().observes:
-        pytest.skip("what is observed depends on the module")
-    names = [name for name in ZOO if name != "one binary output"]
-    orders = [Run([case.active()], ZOO[n], loader(data_for(n))).trace.batches for n in names]
-    assert all(order == orders[0] for order in orders)
+def test_the_first_epoch_is_the_same_on_every_module(case):
+    """Later ones may hang on what the model has learned."""
+    names = [name for name in ZOO if name not in ("one binary output", "timm", "compiled")]
+    runs = [Run([case.active()], ZOO[n], loader(data_for(n)), max_epochs=2) for n in names]
+    assert all(run.trace.epoch(0) == runs[0].trace.epoch(0) for run in runs)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])

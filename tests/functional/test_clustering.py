@@ -211,14 +211,14 @@ def test_silhouette_does_not_depend_on_tiles(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_silhouette_of_duplicates_follows_the_definition() -> None:
-    places = torch.tensor([[0.1, 0.2], [0.3, 0.7], [5.3, 5.1]])
-    points = places[torch.arange(24) % 3]
+    points = normal(3, 7)[torch.arange(24) % 3]
     assignments = torch.stack(
         [
             torch.arange(24) % 3,
             torch.arange(24) % 2,  # each place is split over two clusters
             (torch.arange(24) % 3 == 2).long(),
             torch.arange(24),  # singletons only
+            torch.tensor([0, 2, 3, 1, 2, 3]).repeat(4),  # one place is split: a = b = 0 there
         ]
     )
     expected = [np.mean(looped_silhouettes(points, row)) for row in assignments]
@@ -226,6 +226,7 @@ def test_silhouette_of_duplicates_follows_the_definition() -> None:
     assert found == pytest.approx(expected, abs=1e-6)
     assert found[0] == 1.0
     assert found[3] == 0.0
+    assert found[4] == pytest.approx(2 / 3, abs=1e-9)
 
 
 def test_silhouette_of_tight_clumps_far_apart() -> None:
@@ -353,7 +354,14 @@ def test_choice_finds_the_number_of_blobs(n: int, true: int) -> None:
         assert choice.silhouettes[true] == pytest.approx(reference, abs=1e-5)
 
 
-def test_choice_of_equal_silhouettes_is_the_smallest() -> None:
+def test_choice_of_equal_silhouettes_is_the_smallest(monkeypatch: pytest.MonkeyPatch) -> None:
+    equal = torch.tensor([0.3, 0.5, 0.5 + 1e-12, 0.5, 0.4], dtype=torch.float64)
+    monkeypatch.setattr(clustering, "silhouette", lambda *_, **__: equal)
+    choice = choose_num_clusters(normal(50, 2), [6, 5, 4, 3, 2], generator=seeded())
+    assert choice.k == 3
+
+
+def test_choice_with_fewer_distinct_points_than_candidates() -> None:
     points = torch.tensor([[0.0], [1.0], [2.0]])[torch.arange(30) % 3]
     choice = choose_num_clusters(points, [6, 5, 4, 3], generator=seeded())
     assert choice.k == 3

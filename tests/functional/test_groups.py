@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from lightning_robust.functional.groups import (
     balancing_weights,
+    draw_from_groups,
+    even_quotas,
     exponentiated_gradient,
     group_sums,
 )
@@ -99,3 +101,38 @@ def test_a_step_of_zero_changes_nothing():
     q = torch.tensor([0.25, 0.25, 0.5])
     found = exponentiated_gradient(q, torch.rand(3), 0.0, torch.tensor([True, False, True]))
     assert torch.equal(found, q)
+
+
+@settings(deadline=None)
+@given(ids, st.lists(st.integers(0, 12), min_size=5, max_size=5), st.integers(0, 9))
+def test_draws_what_is_asked_of_each_group(groups, sizes, seed):
+    kept = draw_from_groups(
+        torch.tensor(groups), torch.tensor(sizes), torch.Generator().manual_seed(seed)
+    )
+    drawn = [groups[i] for i in range(len(groups)) if kept[i]]
+    for group in range(5):
+        assert drawn.count(group) == min(groups.count(group), sizes[group])
+
+
+def test_draws_are_uniform_inside_a_group():
+    groups = torch.tensor([0, 1, 0, 1, 1, 0, 0])
+    g = torch.Generator().manual_seed(0)
+    kept = sum(draw_from_groups(groups, torch.tensor([1, 2]), g).double() for _ in range(4000))
+    expected = torch.where(groups == 0, 1 / 4, 2 / 3)
+    # four standard deviations of a share of 4,000 draws
+    assert torch.allclose(kept / 4000, expected.double(), atol=0.03)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 8), min_size=1, max_size=6), st.integers(0, 40), st.integers(0, 9))
+def test_even_quotas_deal_one_at_a_time(available, total, seed):
+    """As if cards were dealt round and round to whoever can still take one."""
+    quotas = even_quotas(torch.tensor(available), total, torch.Generator().manual_seed(seed))
+    dealt, left = [0] * len(available), min(total, sum(available))
+    while left:
+        open_places = [i for i in range(len(available)) if dealt[i] < available[i]]
+        for i in sorted(open_places, key=lambda i: -available[i])[:left]:
+            dealt[i] += 1
+        left = min(total, sum(available)) - sum(dealt)
+    assert sorted(quotas.tolist()) == sorted(dealt)
+    assert all(q <= a for q, a in zip(quotas.tolist(), available, strict=True))
