@@ -17,6 +17,7 @@ import platform
 import resource
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -109,7 +110,7 @@ def silhouette_rows(large: Tensor) -> list[str]:
     memory = peak_memory() - before
     scaled = 9 * slow_each * (n / 20_000) ** 2
     draws = [
-        timed(lambda s=s: silhouette(large, assignments, generator=seeded(s))) for s in range(10)
+        timed(partial(silhouette, large, assignments, generator=seeded(seed))) for seed in range(10)
     ]
     errors = torch.stack([values for values, _ in draws]) - exact
     sampled = float(np.median([seconds for _, seconds in draws]))
@@ -161,12 +162,13 @@ def main() -> None:
         "|---|---|---|---|---|",
     ]
     print("\n".join(lines), flush=True)
-    for part in (
-        lambda: silhouette_rows(large),
-        lambda: kmeans_rows(large, "n 140,000, d 2"),
-        lambda: kmeans_rows(softmax_outputs(20_000, 100), "n 20,000, d 100"),
-        lambda: class_rows(classes=1_000, members=100, d=10, timed_classes=20),
-    ):
+    parts: list[Callable[[], list[str]]] = [
+        partial(silhouette_rows, large),
+        partial(kmeans_rows, large, "n 140,000, d 2"),
+        partial(kmeans_rows, softmax_outputs(20_000, 100), "n 20,000, d 100"),
+        partial(class_rows, classes=1_000, members=100, d=10, timed_classes=20),
+    ]
+    for part in parts:
         rows = part()
         print("\n".join(rows), flush=True)
         lines += rows

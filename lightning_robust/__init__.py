@@ -7,7 +7,11 @@ from lightning_robust.callbacks.group_dro import GroupDRO
 
 # Measuring and resuming
 from lightning_robust.callbacks.group_metrics import GroupMetrics
+from lightning_robust.callbacks.importance_tempering import ImportanceTempering
 from lightning_robust.callbacks.importance_weighting import ImportanceWeighting
+from lightning_robust.callbacks.jtt import JTT
+from lightning_robust.callbacks.mat import MAT
+from lightning_robust.callbacks.pde import PDE
 from lightning_robust.callbacks.rng_state import RNGState
 from lightning_robust.callbacks.spare import SPARE
 from lightning_robust.callbacks.subsample import Subsample
@@ -28,6 +32,9 @@ from lightning_robust.metrics import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "JTT",
+    "MAT",
+    "PDE",
     "SPARE",
     "AdjustedAccuracy",
     "AnnotatedDataset",
@@ -40,6 +47,7 @@ __all__ = [
     "GroupMetrics",
     "GroupWise",
     "Groups",
+    "ImportanceTempering",
     "ImportanceWeighting",
     "MeanGroupAccuracy",
     "OverallAccuracy",

@@ -309,7 +309,7 @@ def undisturbed(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     training = [(child, child.training) for child in module.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     parameters = [(p, p.grad, p.requires_grad) for p in module.parameters()]
-    stage = trainer.state.stage
+    stage, attributes = trainer.state.stage, dict(vars(module))
     try:
         for parameter, _, _ in parameters:
             parameter.grad = None
@@ -322,7 +322,8 @@ def undisturbed(trainer: Trainer, module: LightningModule) -> Iterator[None]:
         with isolated(seed=0), torch.inference_mode(False), torch.no_grad():
             yield
     finally:
-        vars(module).pop("log", None)
+        vars(module).clear()  # also of a step counter, or what toggle_optimizer remembers
+        vars(module).update(attributes)
         trainer.state.stage = stage
         for child, flag in training:
             child.training = flag

@@ -194,6 +194,12 @@ class PlanSampler(DistributedSampler[int]):
         self.epoch = epoch
         self._skip = (epoch, batches_played)
 
+    @property
+    def places_skipped(self) -> int:
+        """How many examples of the current epoch this rank played before a resume."""
+        epoch, batches = self._skip
+        return batches * self.batch_size if epoch == self.epoch else 0
+
     def local_order(self) -> Tensor:
         """This rank's indices of the current epoch, (len(self),) int64."""
         order = self.plan.order(generator(self.seed, "sampling", self.epoch), self.shuffle)
@@ -212,9 +218,7 @@ class PlanSampler(DistributedSampler[int]):
     def __iter__(self) -> Iterator[int]:
         """This rank's indices of the current epoch, behind what a resume skips."""
         self._played = self.local_order()
-        epoch, batches = self._skip
-        start = batches * self.batch_size if epoch == self.epoch else 0
-        return iter(self._played[start:].tolist())
+        return iter(self._played[self.places_skipped :].tolist())
 
     def __len__(self) -> int:
         """How many examples this rank plays in a whole epoch."""

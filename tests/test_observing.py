@@ -162,9 +162,7 @@ def test_sees_what_a_plain_loop_sees(batch_size):
     fit(
         module,
         During(
-            lambda o: found.append(
-                o(dataset, dataset.targets, EVERYTHING, batch_size=batch_size)
-            )
+            lambda o: found.append(o(dataset, dataset.targets, EVERYTHING, batch_size=batch_size))
         ),
     )
     assert_equals_the_loop(found[0], module.net, dataset)
@@ -224,9 +222,7 @@ def test_half_the_memory_on_request():
     fit(
         module,
         During(
-            lambda o: found.append(
-                o(dataset, dataset.targets, EVERYTHING, dtype=torch.float16)
-            )
+            lambda o: found.append(o(dataset, dataset.targets, EVERYTHING, dtype=torch.float16))
         ),
     )
     assert found[0].logits.dtype == found[0].losses.dtype == torch.float16
@@ -574,7 +570,7 @@ def test_refuses_a_head_that_does_not_run():
                 dataset, dataset.targets, ("logits",)
             )
 
-    with pytest.raises(ContractError, match="did not run in training_step.*head="):
+    with pytest.raises(ContractError, match=r"did not run in training_step.*head="):
         fit(module, During(act))
 
 

@@ -96,8 +96,13 @@ def test_isolated_restores_every_generator_also_when_the_block_raises():
     with isolated():
         draws_of_all()
         torch.manual_seed(9)
-    with pytest.raises(KeyError), isolated():
+
+    @isolated()
+    def fails() -> None:
         random.seed(9)
         np.random.seed(9)
         raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
     assert draws_of_all() == expected

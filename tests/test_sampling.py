@@ -130,9 +130,7 @@ def test_draws_of_one_epoch_are_independent():
 
 @pytest.mark.parametrize("draw", [0.0, 1 - 2**-53])
 def test_extreme_draws_fall_on_examples_with_a_weight(monkeypatch, draw):
-    monkeypatch.setattr(
-        torch, "rand", lambda n, **_: torch.full((n,), draw, dtype=torch.float64)
-    )
+    monkeypatch.setattr(torch, "rand", lambda n, **_: torch.full((n,), draw, dtype=torch.float64))
     weights = torch.tensor([0.0, 0.1, 0.7, 1e-300, 0.0], dtype=torch.float64)
     drawn = SamplingPlan(5, weights).order(generator(0, "test"))
     assert set(drawn.tolist()) <= {1, 2, 3}

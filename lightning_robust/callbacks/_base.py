@@ -43,6 +43,8 @@ from lightning_robust.sampling import PlanSampler, RecordingBatchSampler, Sampli
 from lightning_robust.steering import LogitSteering, Steer, find_head
 
 _SHARDED = ("FSDP", "DeepSpeed", "ModelParallel", "XLA")
+_RATES_OF_A_GROUP = {"lr", "initial_lr", "max_lr", "min_lr"}
+_RATES_OF_A_SCHEDULE = {"base_lrs", "max_lrs", "min_lrs", "eta_min", "_last_lr"}
 
 
 class Method(Callback):
@@ -257,6 +259,7 @@ class Conductor:
         self.seed = 0
         self._size_of_checkpoint: int | None = None
         self._loader: DataLoader[Any] | None = None
+        self._evaluated: weakref.WeakSet[DataLoader[Any]] = weakref.WeakSet()
         self._found: tuple[BatchSampler, Any] | None = None  # the batch sampler and what was in it
         self._taken_over_in_this_pass = False
         self._refusal = "the Trainer has no train loader"
@@ -319,6 +322,9 @@ class Conductor:
     def _process(self, loader: Any) -> Any:
         """Called with every loader of the Trainer before its iterator exists."""
         if not self.trainer.training:
+            if isinstance(loader, DataLoader):
+                self._evaluated.add(loader)
+                self._refuse_shared(loader, self._loader)
             return loader
         refusal = _refusal(loader)
         if refusal is not None:
@@ -330,8 +336,16 @@ class Conductor:
                 "sets with ConcatDataset, or train on one loader"
             )
         self._taken_over_in_this_pass = True
+        self._refuse_shared(loader, *self._evaluated)
         self._take_over(loader)
         return loader
+
+    def _refuse_shared(self, loader: DataLoader[Any], *others: DataLoader[Any] | None) -> None:
+        if any(loader is other for other in others):
+            raise ContractError(
+                "one DataLoader serves training and validation, and the methods choose what it "
+                "plays; make two DataLoaders over the data set"
+            )
 
     def _take_over(self, loader: DataLoader[Any]) -> None:
         first = self.sampler is None
@@ -458,7 +472,7 @@ class Conductor:
 
     def validation_loaders(self) -> Any:
         """The validation loaders as the user gave them; set up now, if a resume has not yet."""
-        if self.trainer.val_dataloaders is None:
+        if self.trainer.val_dataloaders is None and self.trainer.enable_validation:
             self.trainer.validating = True
             self.trainer.fit_loop.epoch_loop.val_loop.setup_data()
             self.trainer.training = True
@@ -517,6 +531,36 @@ class Conductor:
         for action in self._awaiting_optimizers:
             action()
         self._awaiting_optimizers.clear()
+
+    def scale_learning_rates(self, factor: float) -> None:
+        """Multiply the learning rates, and all that schedules are going to set, by ``factor``."""
+
+        def scale() -> None:
+            nonlocal factor
+            for optimizer in self.trainer.optimizers:
+                for group in optimizer.param_groups:
+                    for name in _RATES_OF_A_GROUP & group.keys():
+                        group[name] = group[name] * factor
+            schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+            for scheduler in schedulers:
+                schedulers += getattr(scheduler, "_schedulers", [])  # of SequentialLR and the like
+                for name in _RATES_OF_A_SCHEDULE & vars(scheduler).keys():
+                    found = getattr(scheduler, name)
+                    many = isinstance(found, list)
+                    scaled = [rate * factor for rate in found] if many else found * factor
+                    setattr(scheduler, name, scaled)
+            factor = 1.0  # for the second call
+
+        self.when_optimizers_are_ready(scale)
+
+    def reset_moments(self) -> None:
+        """Make the optimizers forget what they have accumulated, such as momentum."""
+
+        def reset() -> None:
+            for optimizer in self.trainer.optimizers:
+                optimizer.state.clear()
+
+        self.when_optimizers_are_ready(reset)
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         """The sum of ``values`` over all ranks; every rank must call it."""

@@ -33,7 +33,7 @@ from lightning_robust.metrics import (
     _CountsPerGroup,
 )
 from lightning_robust.observing import Observer
-from lightning_robust.sampling import RecordingBatchSampler, is_padding
+from lightning_robust.sampling import PlanSampler, RecordingBatchSampler, is_padding
 from lightning_robust.steering import HeadHook, class_logits, find_head
 
 STAGES = ("train", "val", "test")
@@ -119,7 +119,15 @@ class GroupMetrics(Callback):
 
     def _process(self, loader: Any) -> Any:
         stage = self._stage()
-        if stage is None or stage not in self.stages or loader in self._meters:
+        if stage is None or stage not in self.stages:
+            return loader
+        if isinstance(loader, DataLoader) and loader in self._meters:
+            if self._meters[loader].stage != stage:
+                raise ContractError(
+                    f"one DataLoader is both the {self._meters[loader].stage} and the {stage} "
+                    "loader, so their epochs would run into each other; make two DataLoaders over "
+                    "the data set"
+                )
             return loader
         if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
             if stage == "train":
@@ -133,7 +141,7 @@ class GroupMetrics(Callback):
         if groups is not None and targets is not None:
             self._find_head(loader, int(targets.max()) + 1)
             extra = {name: metric.clone() for name, metric in (self.metrics or {}).items()}
-            self._meters[loader] = _Meter(loader, targets, groups, extra)
+            self._meters[loader] = _Meter(stage, loader, targets, groups, extra)
             if stage == "train":
                 self._training_groups = groups
         return loader
@@ -179,6 +187,11 @@ class GroupMetrics(Callback):
     def _epoch_starts(self, stage: str, loaders: Any) -> None:
         flat = tree_leaves(loaders)
         self._measured[stage] = [self._meters[one] for one in flat if one in self._meters]
+        if stage == "train" and len(self._measured[stage]) > 1:
+            raise ContractError(
+                f"there are {len(self._measured[stage])} train loaders with groups, and one step "
+                'sees them all at once: GroupMetrics measures one; leave "train" out of stages='
+            )
         assert self._trainer is not None
         device = self._trainer.strategy.root_device
         for meter in self._measured[stage]:
@@ -330,6 +343,7 @@ class _Meter:
     """The metrics of one loader, and which examples its batches hold.
 
     Args:
+        stage: What the loader is for.
         loader: A map-style loader; its batch sampler is recorded from now on.
         targets: (n,) of its data set.
         groups: Of its data set.
@@ -338,13 +352,15 @@ class _Meter:
 
     def __init__(
         self,
+        stage: str,
         loader: DataLoader[Any],
         targets: Tensor,
         groups: Groups,
         extra: dict[str, Metric],
     ) -> None:
+        self.stage = stage
         self._recording = RecordingBatchSampler.put_in(loader)
-        self._targets, self._groups = targets, groups
+        self._groups = groups
         self._annotations = torch.stack([targets, groups.ids])
         self._extra = extra
         self._seen = 0
@@ -371,7 +387,8 @@ class _Meter:
             name: GroupWise(metric.clone(), number).to(device)
             for name, metric in self._extra.items()
         }
-        self._seen = 0
+        sampler = self._recording.sampler
+        self._seen = sampler.places_skipped if isinstance(sampler, PlanSampler) else 0
 
     def update(self, logits: Tensor) -> None:
         """Count the batch whose logits (B, C) the head returned."""

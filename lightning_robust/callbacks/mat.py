@@ -116,7 +116,7 @@ class MAT(Method):
         if isinstance(held_out, Tensor | np.ndarray):
             return torch.as_tensor(held_out).detach()
         if self.provided is None:
-            # Every rank computes it, so that none waits past a collective's time limit; one is used.
+            # Every rank computes it, so that none waits past a collective's limit; one's is used.
             provided = held_out(dataset)
             if not isinstance(provided, Tensor):
                 raise ContractError(

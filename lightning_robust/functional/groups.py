@@ -44,7 +44,7 @@ def balancing_weights(groups: Tensor, num_groups: int) -> Tensor:
         tensor([0.6667, 0.6667, 0.6667, 2.0000], dtype=torch.float64)
     """
     counts = torch.bincount(groups, minlength=num_groups)
-    # Tensor by tensor: Python's int / tensor is int * (1 / tensor), which makes 49 / 49 less than 1.
+    # Tensor by tensor: Python's int / tensor is int * (1 / tensor), where 49 / 49 is less than 1.
     total = torch.tensor(len(groups), dtype=torch.float64, device=groups.device)
     return (total / ((counts > 0).sum() * counts))[groups]
 

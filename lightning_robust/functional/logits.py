@@ -44,7 +44,7 @@ def log_calibration(logits: Tensor, targets: Tensor, temperature: float = 1.0) -
         ContractError: If ``temperature`` is not positive.
 
     Example:
-        >>> logits = torch.tensor([[9.0, 0.0], [9.0, 0.0], [0.0, 9.0]])
+        >>> logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
         >>> log_calibration(logits, torch.tensor([0, 1, 1])).exp()
         tensor([[0.5000, 0.5000],
                 [0.0002, 0.9998]], dtype=torch.float64)
@@ -90,7 +90,7 @@ def calibrated_shift(
         ContractError: If ``temperature`` is not positive.
 
     Example:
-        >>> logits = torch.tensor([[9.0, 0.0], [9.0, 0.0], [0.0, 9.0]])
+        >>> logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
         >>> calibration = log_calibration(logits, torch.tensor([0, 1, 1]))
         >>> calibrated_shift(logits, calibration)
         tensor([[ 0.0000,  0.0000],

@@ -1,7 +1,22 @@
-"""Small reference models."""
+"""Small reference models, and models that tell what another has not seen."""
 
 from __future__ import annotations
 
 from lightning_robust.models.classifier import Classifier, SmallConvNet
+from lightning_robust.models.xrm import (
+    XRM,
+    CrossRisk,
+    cross_risk,
+    held_out_logits,
+    k_fold_logits,
+)
 
-__all__ = ["Classifier", "SmallConvNet"]
+__all__ = [
+    "XRM",
+    "Classifier",
+    "CrossRisk",
+    "SmallConvNet",
+    "cross_risk",
+    "held_out_logits",
+    "k_fold_logits",
+]

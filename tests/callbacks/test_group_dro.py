@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -133,7 +134,7 @@ def test_is_algorithm_1(step_size, adjustment):
     """q, gradients and the whole optimisation: the last batch of an epoch has two examples."""
     module, history = fit(GroupDRO(step_size=step_size, adjustment=adjustment))
     assert [len(batch) for batch in module.played[:7]] == [8] * 6 + [2]
-    assert sorted(sum(module.played[:7], [])) == list(range(N))
+    assert sorted(chain(*module.played[:7])) == list(range(N))
     *steps, (weights, _) = algorithm_1(module.played, step_size, adjustment)
     assert len(steps) == len(history.weights) == 14
     for (q, gradients), found_q, found in zip(
@@ -153,7 +154,7 @@ def test_two_processes_are_algorithm_1_on_their_joint_batches(tmp_path):
         def on_train_end(self, trainer, module):
             played = [None, None]
             torch.distributed.all_gather_object(played, module.played)
-            joint = [sum(both, []) for both in zip(*played, strict=True)]
+            joint = [[*first, *second] for first, second in zip(*played, strict=True)]
             *steps, (weights, _) = algorithm_1(joint, 0.5, 1.0)
             q = torch.tensor(steps[-1][0])
             method = trainer.callbacks[0]
@@ -239,8 +240,8 @@ def test_a_later_start_trains_plainly_before():
         for one, other in zip(net.parameters(), found, strict=True):
             assert torch.allclose(one.grad, other, atol=1e-6)
         optimizer.step()
-    assert sorted(sum(module.played[:7], [])) == list(range(N))
-    assert sorted(sum(module.played[7:], [])) != list(range(N))
+    assert sorted(chain(*module.played[:7])) == list(range(N))
+    assert sorted(chain(*module.played[7:])) != list(range(N))
     assert all(torch.equal(q, history.weights[0]) for q in history.weights[:7])
     assert not torch.equal(history.weights[7], history.weights[6])
 

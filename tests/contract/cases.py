@@ -6,8 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
 import lightning_robust
 from lightning_robust import (
+    JTT,
+    MAT,
+    PDE,
     SPARE,
     ClassBalance,
     GroupBalance,
@@ -16,6 +23,7 @@ from lightning_robust import (
     Subsample,
 )
 from lightning_robust.callbacks._base import Method
+from lightning_robust.contracts import targets_of
 
 GROUP_NAMES = [f"y={y},m={m}" for y in range(3) for m in range(2)]
 
@@ -39,6 +47,14 @@ class Case:
     bad: dict[str, Any]
     variants: tuple[Callable[[], Method], ...] = ()
     lengths: tuple[int, ...] = (60, 60, 60, 60)
+
+
+def biased_logits(dataset: Any) -> Tensor:
+    """Held-out logits of a model that gets every third example wrong."""
+    targets = targets_of(dataset)
+    num_classes = int(targets.max()) + 1
+    wrong = torch.arange(len(targets)) % 3 == 0
+    return 2.0 * F.one_hot((targets + wrong) % num_classes, num_classes)
 
 
 CASES: dict[type[Method], Case] = {
@@ -65,13 +81,6 @@ CASES: dict[type[Method], Case] = {
             lambda: GroupDRO(step_size=0.5, balanced_sampling=True),
             lambda: GroupDRO(step_size=0.5, start_epoch=1),
         ),
-    ),
-    ImportanceWeighting: Case(
-        active=ImportanceWeighting,
-        neutral=ImportanceWeighting,
-        keys=frozenset(),
-        bad={"by": "colour"},
-        variants=(lambda: ImportanceWeighting(by="class"),),
     ),
     SPARE: Case(
         active=lambda: SPARE(max_clusters=3),
@@ -101,6 +110,43 @@ CASES: dict[type[Method], Case] = {
         bad={"redraw": 1},
         variants=(Subsample, lambda: Subsample(redraw=True)),
         lengths=(45, 45, 45, 45),
+    ),
+    PDE: Case(
+        active=lambda: PDE(
+            warmup_epochs=1, interval=1, num_new=4, cap=11, learning_rate_factor=0.3
+        ),
+        neutral=lambda: PDE(warmup_epochs=1),  # balanced data are all in the first set
+        keys=frozenset({"pde/num_examples"}),
+        bad={"num_new": 0},
+        variants=(
+            lambda: PDE(
+                warmup_epochs=1,
+                interval=2,
+                num_new=8,
+                balanced_expansion=True,
+                reset_optimizer=True,
+            ),
+            lambda: PDE(
+                warmup_epochs=2,
+                expansion_policy="attribute_balanced",
+                attributes=[index % 2 for index in range(60)],
+            ),
+        ),
+        lengths=(52, 56, 60, 60),
+    ),
+    JTT: Case(
+        active=lambda: JTT(upweight=4.0),
+        neutral=lambda: JTT(upweight=0.0, reinitialise=False),
+        keys=frozenset({"jtt/error_rate"}),
+        bad={"identification_epochs": 0},
+        variants=(lambda: JTT(2, upweight=2.5, reinitialise=False),),
+    ),
+    MAT: Case(
+        active=lambda: MAT(biased_logits),
+        neutral=lambda: MAT(lambda dataset: torch.zeros_like(biased_logits(dataset))),
+        keys=frozenset(),
+        bad={"held_out": None},
+        variants=(lambda: MAT(biased_logits, temperature=1.0),),
     ),
 }
 

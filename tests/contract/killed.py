@@ -17,7 +17,7 @@ from .cases import CASES
 from .harness import BATCH_SIZE, Run, checkpoints
 from .modules import InlineLoss
 
-KILLS = 3
+KILLS = 2
 
 
 def train(make_method, folder: Path) -> None:
@@ -31,7 +31,7 @@ def kill(make_method, folder: Path, steps: int) -> None:
         train(make_method, folder)
         os._exit(0)
     while len(list(folder.glob("step-*.ckpt"))) < steps:
-        time.sleep(0.001)
+        time.sleep(0.01)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     exit_code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,18 +64,20 @@ class AsksForSteps(InlineLoss):
         return super().configure_optimizers()
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"val_check_interval": 0.5},
-        {"reload_dataloaders_every_n_epochs": 1},
-        {"reload_dataloaders_every_n_epochs": 1, "val_check_interval": 0.5},
-        {"make_module": AsksForSteps},
-        {"make_train": lambda: loader(num_workers=2), "every": 4},
-    ],
-    ids=str,
-)
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "val_check_interval": {"val_check_interval": 0.5},
+    "reload": {"reload_dataloaders_every_n_epochs": 1},
+    "reload and val_check_interval": {
+        "reload_dataloaders_every_n_epochs": 1,
+        "val_check_interval": 0.5,
+    },
+    "estimated_stepping_batches": {"make_module": AsksForSteps},
+    "workers": {"make_train": lambda: loader(num_workers=2), "every": 4},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_epochs_of_changing_length(settings, tmp_path):
     check_every_checkpoint(lambda: [Varying()], tmp_path, max_epochs=4, **settings)
 

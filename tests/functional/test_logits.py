@@ -39,9 +39,7 @@ def by_loops(logits, targets, temperature):
         for k in classes:
             joint[k][y] += q[k] / len(rows)
     calibration = [[joint[k][y] / sum(joint[k]) for y in classes] for k in classes]
-    calibrated = [
-        [sum(q[k] * calibration[k][y] for k in classes) for y in classes] for q in probs
-    ]
+    calibrated = [[sum(q[k] * calibration[k][y] for k in classes) for y in classes] for q in probs]
     return torch.tensor(calibration), torch.tensor(calibrated)
 
 
@@ -122,7 +120,9 @@ def test_a_model_that_knows_nothing_shifts_nothing():
 
 def test_half_precision_is_off_by_no_more_than_said():
     logits, targets = table(2000, scale=0.05)
-    logits += torch.nn.functional.one_hot(targets, 4)  # a held-out model that is nearly always right
+    logits += torch.nn.functional.one_hot(
+        targets, 4
+    )  # a held-out model that is nearly always right
     calibration = log_calibration(logits, targets, 0.1)
     exact = calibrated_shift(logits, calibration, 0.1, torch.float64)
     half = calibrated_shift(logits, calibration, 0.1, torch.float16)
