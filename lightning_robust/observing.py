@@ -99,7 +99,7 @@ class Observer:
             targets: (n,) int64, for losses and gradients.
             quantities: Some of ``"logits"``, ``"features"``, ``"losses"``, ``"gradients"``.
             batch_size: Examples at a time; default four training batches (nothing is kept for a
-                backward pass).
+                backward pass), and one on a CPU, whose cache larger ones overflow.
             dtype: Of the stored rows; ``torch.float16`` halves the memory.
         """
         if unknown := set(quantities) - set(QUANTITIES):
@@ -110,7 +110,8 @@ class Observer:
         rank, world = self.trainer.global_rank, self.trainer.world_size
         indices = torch.arange(rank, num_examples, world)
         rows: dict[str, Tensor] = {}
-        size = batch_size or 4 * (self.loader.batch_size or 1)
+        on_cpu = self.module.device.type == "cpu"
+        size = batch_size or (1 if on_cpu else 4) * (self.loader.batch_size or 1)
         with undisturbed(self.trainer, self.module):
             if world > 1:
                 self._share_buffers()

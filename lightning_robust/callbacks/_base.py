@@ -28,6 +28,7 @@ from torch.utils.data import (
     IterableDataset,
     RandomSampler,
     SequentialSampler,
+    Subset,
 )
 
 from lightning_robust.contracts import (
@@ -94,6 +95,9 @@ class Method(Callback):
 
     def decide(self, epoch: int) -> None:
         """Decide what ``epoch`` will be; on every rank, once, before it begins."""
+
+    def close(self, epoch: int) -> None:
+        """The last batch of ``epoch`` is done; its validation and its checkpoints come next."""
 
     def vote(self) -> Tensor | None:
         """A weight >= 0 for each training example, (n,); ``None`` abstains."""
@@ -268,8 +272,11 @@ class Conductor:
         self._reload_every = self.trainer.reload_dataloaders_every_n_epochs
         self._tap = LoaderTap(trainer, self._process, first=True)
         self._source = _SourceTap(trainer)
+        self._head_was_tried = False
         self._training_has_started = False
         self._awaiting_optimizers: list[Callable[[], None]] = []
+        self._rates_are_fresh = False
+        self._snapshot: dict[str, Any] | None = None
 
     # ---- methods come and go -------------------------------------------------------------------
 
@@ -441,6 +448,9 @@ class Conductor:
     def _decide(self, epoch: int) -> None:
         for method in self.methods:
             method.decide(epoch)
+        if self._snapshot is not None:
+            self._go_back_to(self._snapshot)
+            self._snapshot = None
         self.progress.decided = epoch
         self._plan()
 
@@ -480,8 +490,7 @@ class Conductor:
 
     def _nested_as_in_training(self, batch: Any) -> Any:
         """A batch in the dictionary or list that the train loader came in, if it came in one."""
-        loaders = getattr(self._source.loaders, "iterables", self._source.loaders)
-        flat, structure = tree_flatten(loaders)
+        flat, structure = self._source.flattened()
         if len(flat) > 1:
             raise ContractError(
                 f"training_step takes batches of {len(flat)} loaders at once, and only one holds "
@@ -501,7 +510,13 @@ class Conductor:
         }
 
     def restart(self, snapshot: dict[str, Any]) -> None:
-        """Go back to a snapshot: weights, learning rates, schedules, no moments."""
+        """Go back to a snapshot as soon as all methods have decided, and seen the model as it was.
+
+        Weights, learning rates and schedules are as they were; there are no moments.
+        """
+        self._snapshot = snapshot
+
+    def _go_back_to(self, snapshot: dict[str, Any]) -> None:
         self.module.load_state_dict(snapshot["weights"])
 
         def restart_optimizers() -> None:
@@ -513,30 +528,36 @@ class Conductor:
                 self.trainer.lr_scheduler_configs, snapshot["schedulers"], strict=True
             ):
                 config.scheduler.load_state_dict(copy.deepcopy(state))
+            self._rates_are_fresh = True
 
-        self.when_optimizers_are_ready(restart_optimizers)
+        self.when_optimizers_are_ready(restart_optimizers, first=True)
 
-    def when_optimizers_are_ready(self, action: Callable[[], None]) -> None:
+    def when_optimizers_are_ready(self, action: Callable[[], None], *, first: bool = False) -> None:
         """Change optimizers and schedules in a decision; ``action`` may be called twice.
 
         Now, so that a checkpoint of this epoch's end has it, and again before the next step: when
         a fit that begins has restored them, or when plateau schedules have been shown the metrics
-        of the epoch that ends, which Lightning does after the decision.
+        of the epoch that ends, which Lightning does after the decision. ``first`` puts it before
+        the actions of other methods, whichever decides first.
         """
+        self._awaiting_optimizers.insert(0 if first else len(self._awaiting_optimizers), action)
         if self._training_has_started:
-            action()
-        self._awaiting_optimizers.append(action)
+            self._change_optimizers()
 
     def _change_optimizers(self) -> None:
+        self._rates_are_fresh = False
         for action in self._awaiting_optimizers:
             action()
-        self._awaiting_optimizers.clear()
 
     def scale_learning_rates(self, factor: float) -> None:
         """Multiply the learning rates, and all that schedules are going to set, by ``factor``."""
+        scaled = False
 
         def scale() -> None:
-            nonlocal factor
+            nonlocal scaled
+            if scaled and not self._rates_are_fresh:
+                return
+            scaled = True
             for optimizer in self.trainer.optimizers:
                 for group in optimizer.param_groups:
                     for name in _RATES_OF_A_GROUP & group.keys():
@@ -547,9 +568,8 @@ class Conductor:
                 for name in _RATES_OF_A_SCHEDULE & vars(scheduler).keys():
                     found = getattr(scheduler, name)
                     many = isinstance(found, list)
-                    scaled = [rate * factor for rate in found] if many else found * factor
-                    setattr(scheduler, name, scaled)
-            factor = 1.0  # for the second call
+                    rates = [rate * factor for rate in found] if many else found * factor
+                    setattr(scheduler, name, rates)
 
         self.when_optimizers_are_ready(scale)
 
@@ -590,6 +610,7 @@ class Conductor:
                 method.begin()
         self._training_has_started = True
         self._change_optimizers()
+        self._awaiting_optimizers.clear()
 
     def _show_length_of_closed_epoch(self, batches: int) -> None:
         """Let Lightning close the epoch it resumes behind.
@@ -616,6 +637,7 @@ class Conductor:
         """All loaders of the epoch are set up."""
         self.loaders_are_set_up()
         self._change_optimizers()
+        self._awaiting_optimizers.clear()
         self._show_length_to_come()
         self.trainer.reload_dataloaders_every_n_epochs = self._reload_every
         self.progress.batches = int(self.trainer.num_training_batches)
@@ -631,16 +653,35 @@ class Conductor:
                 "was not there before; resume with the callbacks that the checkpoint was written "
                 "with, or from a checkpoint at the end of an epoch"
             )
+        if self.steering is not None and not self._head_was_tried:
+            self._try_head()
         if self.steering is not None and self.steering.sources:
             assert self.sampler is not None
             indices = self.sampler.indices_of_batch(batch)
             self.steering.begin_batch(indices.to(self.module.device, non_blocking=True))
+
+    def _try_head(self) -> None:
+        """One batch before the first step: does the head run and return finite logits?"""
+        self._head_was_tried = True
+        assert self._loader is not None
+        if self._source.num_loaders > 1:
+            return  # a batch of theirs cannot be made; methods that observe are refused
+        count = min(self.num_examples, self._loader.batch_size or 1)
+        few = Subset(self._loader.dataset, range(count))
+        assert self.steering is not None
+        observer = Observer(
+            self.trainer, self.module, self.steering, self._loader, self._nested_as_in_training
+        )
+        observer(few, self.leader.targets[:count], ("logits",))
 
     def batch_ends(self, batch: int) -> None:
         """Count the batch."""
         if self.steering is not None:
             self.steering.end_batch()
         self.progress.batches_done = batch + 1
+        if self.progress.batches_done >= self.progress.batches or self._steps_are_done():
+            for method in self.methods:
+                method.close(self.progress.epoch)
 
     def epoch_ends(self) -> None:
         """Close the epoch and decide the next, if there will be one."""
@@ -655,6 +696,13 @@ class Conductor:
         if len(sampler) != length:
             # Lightning fixes the number of batches when it sets up the loader: have it set up anew.
             trainer.reload_dataloaders_every_n_epochs = 1
+
+    def is_last(self, epoch: int) -> bool:
+        """Whether the Trainer, as far as it is known, ends with ``epoch``; ask when it closes."""
+        return self._is_over(epoch + 1) or self._steps_are_done()
+
+    def _steps_are_done(self) -> bool:
+        return bool(0 <= self.trainer.max_steps <= self.trainer.global_step)
 
     def _is_over(self, epoch: int) -> bool:
         """Whether the Trainer ends before ``epoch``."""
@@ -719,6 +767,15 @@ class _SourceTap:
             return self.loaders
 
         self._source.dataloader = dataloader
+
+    def flattened(self) -> tuple[list[Any], Any]:
+        """The loaders in a row, and the structure they were given in."""
+        return tree_flatten(getattr(self.loaders, "iterables", self.loaders))
+
+    @property
+    def num_loaders(self) -> int:
+        """How many there are."""
+        return len(self.flattened()[0])
 
     def remove(self) -> None:
         """Take the tap away."""

@@ -42,14 +42,16 @@ class MAT(Method):
             the training set before the first step and returns such a tensor, as in
             ``functools.partial(held_out_logits, network)`` with
             :func:`~lightning_robust.models.xrm.held_out_logits`. What a function returned is kept
-            in checkpoints, so that a resumed fit does not compute it again.
+            in checkpoints, so that a resumed fit does not compute it again. ``None`` has to be
+            replaced before training: there is nothing to take instead.
         temperature: tau > 0 of the held-out softmax; the paper searches .001, .01 and .1.
         head: Name of the module that returns the logits; ``None`` finds it.
 
     Raises:
-        ContractError: Before the first step: no targets, a head that is not found, held-out logits
-            of another shape than (n, C) or not finite, a file that cannot be read, a value out of
-            range. In the first step: the head has another number of classes than ``held_out``.
+        ContractError: Before the first step: no targets, a head that is not found, no held-out
+            logits, or some of another shape than (n, C) or not finite, a file that cannot be read,
+            a value out of range. In the first step: the head has another number of classes than
+            ``held_out``.
 
     Logged keys:
         None.
@@ -73,9 +75,10 @@ class MAT(Method):
     state = ("provided",)
 
     def __init__(
-        self, held_out: HeldOut, *, temperature: float = 0.1, head: str | None = None
+        self, held_out: HeldOut | None = None, *, temperature: float = 0.1, head: str | None = None
     ) -> None:
-        if not (isinstance(held_out, Tensor | np.ndarray | str | Path) or callable(held_out)):
+        forms = Tensor | np.ndarray | str | Path | None
+        if not (isinstance(held_out, forms) or callable(held_out)):
             raise ContractError(
                 f"held_out must be a tensor, an array, a file or a function of the training set, "
                 f"got {type(held_out).__name__}"
@@ -111,6 +114,11 @@ class MAT(Method):
     def _logits(self, dataset: Dataset[Any]) -> Tensor:
         """The held-out logits as they come."""
         held_out = self.held_out
+        if held_out is None:
+            raise ContractError(
+                "MAT needs held-out logits and held_out is None; give a tensor (n, C), a file, or "
+                "functools.partial(lightning_robust.models.held_out_logits, network)"
+            )
         if isinstance(held_out, str | Path):
             return load_held_out(held_out)
         if isinstance(held_out, Tensor | np.ndarray):

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from lightning_robust.data.coloured_digits import ColouredDigits, ColouredDigitsDataModule
+from lightning_robust.data.synthetic import MemorizableGaussians
 
-__all__ = ["ColouredDigits", "ColouredDigitsDataModule"]
+__all__ = ["ColouredDigits", "ColouredDigitsDataModule", "MemorizableGaussians"]

@@ -46,8 +46,8 @@ def log_calibration(logits: Tensor, targets: Tensor, temperature: float = 1.0) -
     Example:
         >>> logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
         >>> log_calibration(logits, torch.tensor([0, 1, 1])).exp()
-        tensor([[0.5000, 0.5000],
-                [0.0002, 0.9998]], dtype=torch.float64)
+        tensor([[0.4683, 0.5317],
+                [0.1065, 0.8935]], dtype=torch.float64)
     """
     check_positive("temperature", temperature)
     num_classes = logits.shape[1]
@@ -93,9 +93,9 @@ def calibrated_shift(
         >>> logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
         >>> calibration = log_calibration(logits, torch.tensor([0, 1, 1]))
         >>> calibrated_shift(logits, calibration)
-        tensor([[ 0.0000,  0.0000],
-                [ 0.0000,  0.0000],
-                [-8.0060,  0.0000]])
+        tensor([[-0.3015,  0.0000],
+                [-0.3015,  0.0000],
+                [-1.7375,  0.0000]])
     """
     check_positive("temperature", temperature)
     shift = torch.empty(logits.shape, dtype=dtype, device=logits.device)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -206,7 +206,7 @@ class XRM(_OnIndices):
         head: Name of the module of ``network`` that returns the logits; ``None`` finds it. It is
             set to zero, so that the twins start out saying nothing and flipping nothing.
         max_flip_rate: Largest share of a class, in [0, 1], that may carry another label at the end
-            of an epoch.
+            of an epoch. A good run has its largest midway: .4 on coloured digits.
         inputs: Takes the network's input out of a batch; ``None`` takes its first part.
         collate_fn: Makes a batch of a list of items; ``None`` is PyTorch's.
         num_workers: Of the loaders.
@@ -224,7 +224,8 @@ class XRM(_OnIndices):
         UserWarning: At the end, a class has only one of its two groups.
 
     References:
-        Sections 3 and 4 of the paper, as run by its authors. Departures: the loss is the mean over
+        Cross-risk minimization as its authors run it (Section 3.1 of MAT's paper says what it is
+        for). Departures: the loss is the mean over
         the classes in the batch of their mean losses, where the released code sums them, which
         grows with the number of classes; under DDP these are the classes and means of the batch
         over all ranks. Twins start as copies, with equal weights. An example counts as wrong if
@@ -253,7 +254,7 @@ class XRM(_OnIndices):
         batch_size: int = 64,
         optimizer: OptimizerFactory | None = None,
         head: str | None = None,
-        max_flip_rate: float = 0.5,
+        max_flip_rate: float = 0.9,
         inputs: Callable[[Any], Any] | None = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         num_workers: int = 0,
@@ -270,6 +271,13 @@ class XRM(_OnIndices):
         )
         check_probability("max_flip_rate", max_flip_rate)
         _check_length(clean_dataset, len(self.targets))
+        if val_dataset is not None:
+            unseen = set(targets_of(val_dataset).tolist()) - set(range(self.num_classes))
+            if unseen:
+                raise ContractError(
+                    f"val_dataset has the classes {sorted(unseen)}, and the training set only 0 to "
+                    f"{self.num_classes - 1}; give a validation set of the same classes"
+                )
         self.val_dataset = val_dataset
         self.clean_dataset = clean_dataset
         self.max_flip_rate = max_flip_rate
@@ -565,7 +573,7 @@ def _folds(targets: Tensor, folds: int, draw: torch.Generator) -> Tensor:
 def _fit(module: LightningModule, epochs: int) -> Trainer:
     """Train on one device, the one in use if there is one, without a word."""
     device = [torch.cuda.current_device()] if torch.cuda.is_available() else 1
-    with _silent():
+    with silent():
         trainer = Trainer(
             devices=device,
             max_epochs=epochs,
@@ -580,11 +588,13 @@ def _fit(module: LightningModule, epochs: int) -> Trainer:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
+    """Without Lightning's hints, which are about larger projects."""
     loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers")
+        warnings.filterwarnings("ignore", message=".*have no `val_dataloader`")
         try:
             for logger in loggers:
                 logger.setLevel(logging.WARNING)

@@ -1,1 +1,8 @@
 """One file a paper's artifact: data, settings, run, table and plot."""
+
+from __future__ import annotations
+
+ARTIFACTS: dict[str, str] = {
+    "mat-fig1": "lightning_robust.reproduce.mat_fig1",
+}
+"""Name on the command line to the module whose ``run(seeds, output=folder)`` reproduces it."""

@@ -212,9 +212,10 @@ def run(
     groups = ColouredDigits("train", correlation, seeds[0]).groups
     smallest = int(torch.bincount(groups, minlength=25).min())
     print(
-        f"Coloured digits: {len(groups):,} training images, {correlation:.0%} of each class in its "
-        f"own colour.\n25 groups (class and colour); the smallest has {smallest} training images. "
-        f"Accuracies in % of the test images.\n\n{len(tasks)} runs of {epochs} epochs, {jobs} at a time:",
+        f"Coloured digits: {len(groups):,} training images, {100 * correlation:g} % of each class "
+        f"in its own colour.\n25 groups (class and colour); the smallest has {smallest} training "
+        f"images. Accuracies in % of the test images.\n\n"
+        f"Runs of {epochs} epochs: {len(tasks)}, {jobs} at a time.",
         flush=True,
     )
     runs = []

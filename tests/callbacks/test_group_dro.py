@@ -57,7 +57,8 @@ class Module(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, y, index = batch
-        self.played.append(index.tolist())
+        if self.trainer.training:  # not when it is observed
+            self.played.append(index.tolist())
         return F.cross_entropy(self.net(x), y)
 
     def configure_optimizers(self):

@@ -15,8 +15,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchmetrics.classification import BinaryAUROC, MulticlassF1Score
 
 from lightning_robust import ContractError, GroupBalance, GroupDRO, GroupMetrics, Groups
+from lightning_robust.callbacks._base import Method
 from lightning_robust.callbacks.group_metrics import _Meter
 from lightning_robust.sampling import PlanSampler
+from lightning_robust.steering import Steer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -400,12 +402,32 @@ def test_a_resume_in_the_middle_of_an_epoch_counts_what_it_plays(tmp_path):
     assert_logged(diary.logged["val"][-1], by_hand(module.seen["val"][-1], VAL, TRAIN), "val")
 
 
-@pytest.mark.parametrize("first", ["metrics", "method"])
-def test_a_method_that_resamples_and_steers_is_measured_as_the_model_sees_it(first):
+class Shifts(Method):
+    """Turns every training prediction into class 1."""
+
+    def steer(self, indices: Tensor, logits: Tensor) -> Steer:
+        return Steer(shift=torch.tensor([0.0, 100.0]).expand_as(logits))
+
+
+@pytest.mark.parametrize("sanity_steps", [0, 2])
+@pytest.mark.parametrize("first", ["metrics", "methods"])
+def test_a_method_that_resamples_and_steers_is_measured_as_the_model_sees_it(first, sanity_steps):
     """Logits are those before steering, whichever callback comes first."""
-    module, diary = Module(), Diary()
-    both = [GroupMetrics(), GroupDRO(step_size=1.0, balanced_sampling=True)]
-    trainer = a_trainer(*(both if first == "metrics" else both[::-1]), diary)
+
+    class Unsteered(Module):
+        def look(self, stage, batch):
+            with torch.no_grad():
+                z = F.linear(batch[0], self.head.weight, self.head.bias)  # past every hook
+            pairs = zip(batch[2].tolist(), z.argmax(1).tolist(), strict=True)
+            if self.trainer.training == (stage == "train") and not self.trainer.sanity_checking:
+                self.seen[stage][-1].extend(pairs)
+            return F.cross_entropy(self.head(batch[0]), batch[1])
+
+    module, diary = Unsteered(), Diary()
+    methods = [GroupDRO(step_size=1.0, balanced_sampling=True), Shifts()]
+    metrics = [GroupMetrics()]
+    both = [*metrics, *methods] if first == "metrics" else [*methods, *metrics]
+    trainer = a_trainer(*both, diary, num_sanity_val_steps=sanity_steps)
     trainer.fit(module, loader_of(TRAIN, True), loader_of(VAL))
     assert len(set(module.seen["train"][0])) < len(TRAIN)  # drawn with replacement
     for stage, dataset in (("train", TRAIN), ("val", VAL)):

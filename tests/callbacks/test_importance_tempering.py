@@ -118,9 +118,7 @@ def test_the_classifier_is_divided_by_the_margin_of_each_class():
     assert len(set(margins)) == 3
 
     def loss_of(head, features, target, group, epoch):
-        rows = [
-            (head.weight[k] @ features + head.bias[k]) / margins[k] for k in range(4)
-        ]
+        rows = [(head.weight[k] @ features + head.bias[k]) / margins[k] for k in range(4)]
         return cross_entropy(torch.stack(rows), target)
 
     method = ImportanceTempering(by="class", on="classifier", power=0.3, head="net.2")
@@ -236,7 +234,7 @@ def cost_sensitive_svm(margins: tuple[float, float]) -> Tensor:
     return direction / direction.norm()
 
 
-@pytest.mark.parametrize("margins", [(1.0, 1.0), (1.0, 3.0), (1.0, 10.0)])
+@pytest.mark.parametrize("margins", [(1.0, 1.0), (0.33, 1.0), (0.1, 1.0)])
 def test_the_direction_is_that_of_the_cost_sensitive_svm(margins):
     """Theorem 1: the larger margin is the one that is kept, and not its inverse."""
     method = ImportanceTempering(margins=dict(enumerate(margins)))

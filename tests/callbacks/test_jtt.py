@@ -121,7 +121,7 @@ def test_the_second_training_starts_from_the_beginning():
 
 
 def test_or_goes_on():
-    module, before, after, _ = fit(JTT(2, reinitialise=False))
+    _, _, after, _ = fit(JTT(2, reinitialise=False))
     assert after.rates == [0.1, 0.05, 0.025, 0.0125]
     assert after.moments[2] > 0
     assert any(not torch.equal(v, after.begins[2][k]) for k, v in after.begins[0].items())

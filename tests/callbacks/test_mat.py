@@ -246,6 +246,7 @@ def held_out_with(value):
         (held_out_with(math.inf), "example 13 "),
         (lambda dataset: [0.0], "returned a list"),
         (lambda dataset: torch.zeros(3, 60), r"shape \(3, 60\)"),
+        (None, "needs held-out logits"),
         ("nowhere.pt", "nowhere.pt.*no such file"),
         (torch.zeros(60, 4), "4 classes and the head 3"),
     ],
@@ -263,4 +264,4 @@ def test_bad_arguments_are_refused():
     with pytest.raises(ContractError, match="temperature must be"):
         MAT(torch.zeros(60, 3), temperature=0.0)
     with pytest.raises(ContractError, match="held_out must be a tensor"):
-        MAT(None)
+        MAT([0.0])

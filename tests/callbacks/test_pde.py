@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_robust import PDE, ContractError
+from lightning_robust import JTT, PDE, ContractError
 
 SIZES = (30, 6, 3, 0, 11)
 N = sum(SIZES)
@@ -288,3 +288,32 @@ def test_refuses_attributes_of_another_length_before_the_first_step():
     with pytest.raises(ContractError, match="50"):
         fit(method, 2, module=module)
     assert not module.played
+
+
+class Rates(Callback):
+    """The learning rate of every step."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("pde_first", [True, False])
+def test_a_restart_in_the_same_epoch_does_not_undo_the_factor(pde_first):
+    """Whichever method is first in the list: the initial rates, times the factor."""
+    pde = PDE(warmup_epochs=2, interval=3, num_new=4, learning_rate_factor=0.25)
+    methods = [pde, JTT(2)] if pde_first else [JTT(2), pde]
+    trainer = Trainer(
+        callbacks=[*methods, record := Rates()],
+        max_epochs=6,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Module(SCHEDULES["StepLR"]), DataLoader(Grouped(), batch_size=64))
+    expected = [0.1, 0.1, 0.025, 0.025, 0.0025, 0.0025]
+    assert record.rates == pytest.approx(expected)

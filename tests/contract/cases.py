@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import lightning_robust
 from lightning_robust import (
+    DFR,
     JTT,
     MAT,
     PDE,
@@ -19,6 +20,7 @@ from lightning_robust import (
     ClassBalance,
     GroupBalance,
     GroupDRO,
+    ImportanceTempering,
     ImportanceWeighting,
     Subsample,
 )
@@ -141,11 +143,33 @@ CASES: dict[type[Method], Case] = {
         bad={"identification_epochs": 0},
         variants=(lambda: JTT(2, upweight=2.5, reinitialise=False),),
     ),
+    DFR: Case(
+        active=lambda: DFR(data="train", strength=0.3, num_refits=2),
+        neutral=lambda: DFR(data="train", strength=0.3, after_epochs=99),
+        keys=frozenset({"dfr/strength"}),
+        bad={"data": "test"},
+        variants=(
+            lambda: DFR(num_refits=2),
+            lambda: DFR(data="train", strength=1.0, num_refits=2, after_epochs=2),
+        ),
+    ),
+    ImportanceTempering: Case(
+        active=lambda: ImportanceTempering(power=1.0, pretrain_epochs=1),
+        neutral=ImportanceTempering,  # its margins are 1 where groups are balanced
+        keys=frozenset(),
+        bad={"power": -1},
+        variants=(
+            lambda: ImportanceTempering(by="class", on="classifier"),
+            lambda: ImportanceTempering(
+                by="class", margins={0: 1.0, 1: 2.0, 2: 0.5}, normalise=True
+            ),
+        ),
+    ),
     MAT: Case(
         active=lambda: MAT(biased_logits),
         neutral=lambda: MAT(lambda dataset: torch.zeros_like(biased_logits(dataset))),
         keys=frozenset(),
-        bad={"held_out": None},
+        bad={"temperature": 0.0},
         variants=(lambda: MAT(biased_logits, temperature=1.0),),
     ),
 }

@@ -20,8 +20,8 @@ from .modules import InlineLoss
 KILLS = 2
 
 
-def train(make_method, folder: Path) -> None:
-    Run([make_method(), *checkpoints(folder)], InlineLoss, max_epochs=4)
+def train(make_method, folder: Path) -> Run:
+    return Run([make_method(), *checkpoints(folder)], InlineLoss, max_epochs=4)
 
 
 def kill(make_method, folder: Path, steps: int) -> None:
@@ -32,6 +32,7 @@ def kill(make_method, folder: Path, steps: int) -> None:
         os._exit(0)
     while len(list(folder.glob("step-*.ckpt"))) < steps:
         time.sleep(0.01)
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended by itself"
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     exit_code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
@@ -42,8 +43,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     moments = random.Random(0)
     for method, case in CASES.items():
-        steps = sum(math.ceil(length / BATCH_SIZE) for length in case.lengths)
+        steps = len(Run([case.active()], InlineLoss, max_epochs=4).trace.batches)
         for number in range(KILLS):
             place = Path(sys.argv[1]) / method.__name__ / str(number)
             place.mkdir(parents=True)
-            kill(case.active, place, moments.randint(1, steps - 2))
+            kill(case.active, place, moments.randint(1, max(1, steps - 3)))

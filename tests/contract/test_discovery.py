@@ -86,7 +86,8 @@ def test_arguments_are_stored_unchanged(active):
     for parameter in parameters_of(type(method)):
         given = getattr(method, parameter.name)
         assert getattr(again, parameter.name) is given, parameter.name
-        if parameter.name not in ("groups", "attributes", "validation_groups", "clean_dataset"):
+        tables = ("groups", "attributes", "validation_groups", "clean_dataset", "held_out")
+        if parameter.name not in tables:
             assert type(given) in (int, float, bool, str, dict, type(None)), parameter.name
 
 

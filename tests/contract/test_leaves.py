@@ -83,7 +83,7 @@ def prepared(callbacks: list[Any], **settings: Any):
     module = InlineLoss()
     train, val = loader(), loader(Examples(24, seed=1), shuffle=False)
     trainer = trainer_for(module, callbacks, max_epochs=3, **settings)
-    module.trainer = trainer  # Lightning sets it for good at the first fit
+    module.trainer, _ = trainer, module.hparams  # Lightning sets these for good at the first fit
     return module, trainer, train, val
 
 

@@ -13,13 +13,15 @@ import torch
 from lightning.pytorch import Trainer
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from lightning_robust import GroupDRO, GroupMetrics
 from lightning_robust.contracts import AnnotatedDataset, ContractError, resolve_groups
 from lightning_robust.data import ColouredDigits
 from lightning_robust.functional.logits import load_held_out
 from lightning_robust.models import (
     XRM,
+    Classifier,
     CrossRisk,
     SmallConvNet,
     cross_risk,
@@ -201,6 +203,21 @@ def test_it_finds_the_minorities_of_coloured_digits():
     assert resolve_groups({"val": found.val_groups}, val, split="val").num_groups == 10
 
 
+def test_inferred_groups_serve_other_methods():
+    data, val = examples(), examples(20, seed=5)
+    found = cross_risk(network(), data, val, epochs=4)
+    model = Classifier(network(), learning_rate=0.1)
+    callbacks = [GroupDRO(found.groups), GroupMetrics({"val": found.val_groups}, stages=("val",))]
+    fit = trainer(epochs=1, callbacks=callbacks)
+    fit.fit(model, DataLoader(data, 8, shuffle=True), DataLoader(val, 8))
+    with torch.no_grad():
+        right = (model(val.tensors[0]).argmax(1) == val.tensors[1]).float()
+    ids = found.val_groups.ids
+    worst = min(float(right[ids == group].mean()) for group in ids.unique())
+    assert float(fit.callback_metrics["val/worst_group_acc"]) == pytest.approx(worst)
+    assert "group_dro/weight/0_right" in fit.callback_metrics
+
+
 def test_files_load_with_weights_only(tmp_path):
     found = cross_risk(network(), examples(), examples(9), epochs=2)
     found.save(tmp_path / "xrm.pt")
@@ -308,6 +325,10 @@ def test_one_output_for_two_classes():
         (lambda: XRM(network(), examples(), max_flip_rate=1.5), "max_flip_rate"),
         (lambda: XRM(network(), examples(), clean_dataset=examples(9)), "clean_dataset has 9"),
         (lambda: XRM(network(7), examples()), "no head found"),
+        (
+            lambda: XRM(network(), examples(), TensorDataset(torch.zeros(5, 6), torch.arange(5))),
+            r"val_dataset has the classes \[3, 4\]",
+        ),
         (lambda: XRM(network(), examples(), head="neck"), "head='neck'"),
         (lambda: XRM(network(), AnnotatedDataset([0] * 9, [0] * 9)), "one class only"),
         (lambda: cross_risk(network(), examples(), epochs=0), "epochs"),
@@ -394,7 +415,7 @@ def test_two_ranks_share_labels_and_equal_one_process(tmp_path):
         for rank in range(2)
     ]
     for rank in ranks:
-        output, _ = rank.communicate(timeout=240)
+        output, _ = rank.communicate(timeout=600)
         assert rank.returncode == 0, output
     for n in (36, 37):
         a, b = (torch.load(tmp_path / f"{n}-{rank}.pt", weights_only=True) for rank in range(2))

@@ -1,0 +1,92 @@
+"""Synthetic data of the papers: a few numbers that decide, and many that do not."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lightning_robust.contracts import (
+    check_at_least,
+    check_choice,
+    check_in_range,
+    check_integer,
+    check_positive,
+)
+from lightning_robust.randomness import generator
+
+
+class MemorizableGaussians(Dataset[tuple[Tensor, int]]):
+    """A core feature, a stronger spurious one, and noise by which each example can be memorised.
+
+    Setup 2.1 of memorization-aware training (Pezeshki et al., ICLR 2025): with y and a in {-1, +1},
+    the features are ``(N(y, std^2), strength * N(a, std^2), noise)``, where a equals y with
+    probability ``correlation`` in training and 1/2 in testing.
+
+    Args:
+        split: ``"train"`` or ``"test"``.
+        num_examples: n.
+        num_noise: How many noise dimensions there are.
+        correlation: Share of training examples whose a is y, in [0, 1].
+        strength: Gamma > 0, which makes the spurious feature the faster to learn.
+        std: Standard deviation of both features, before ``strength``.
+        noise_std: Standard deviation of each noise dimension; with 0 nothing can be memorised.
+        seed: Draws everything.
+
+    Attributes:
+        features: (n, 2 + num_noise) float32: core, spurious, noise.
+        targets: (n,) int64, 0 for y = -1 and 1 for y = +1.
+        groups: (n,) int64, ``2 * target + (a is +1)``.
+        group_names: ``"y=-1,a=-1"`` and so on.
+
+    Raises:
+        ContractError: If an argument is refused.
+
+    Example:
+        >>> dataset = MemorizableGaussians(num_examples=500, num_noise=20)
+        >>> features, target = dataset[0]
+        >>> tuple(features.shape), int((dataset.groups == 3).sum()) > 150
+        ((22,), True)
+    """
+
+    group_names: tuple[str, ...] = ("y=-1,a=-1", "y=-1,a=+1", "y=+1,a=-1", "y=+1,a=+1")
+
+    def __init__(
+        self,
+        split: Literal["train", "test"] = "train",
+        *,
+        num_examples: int = 1000,
+        num_noise: int = 1800,
+        correlation: float = 0.9,
+        strength: float = 5.0,
+        std: float = 0.12,
+        noise_std: float = 0.5,
+        seed: int = 0,
+    ) -> None:
+        check_choice("split", split, ("train", "test"))
+        check_integer("num_examples", num_examples, minimum=1)
+        check_integer("num_noise", num_noise)
+        check_in_range("correlation", correlation, 0, 1)
+        check_positive("strength", strength)
+        check_at_least("std", std, 0)
+        check_at_least("noise_std", noise_std, 0)
+        draw = generator(seed, f"memorizable gaussians: {split}")
+        agreement = correlation if split == "train" else 0.5
+        y = 2.0 * (torch.rand(num_examples, generator=draw) < 0.5) - 1
+        a = torch.where(torch.rand(num_examples, generator=draw) < agreement, y, -y)
+        core = y + std * torch.randn(num_examples, generator=draw)
+        spurious = strength * (a + std * torch.randn(num_examples, generator=draw))
+        noise = noise_std * torch.randn(num_examples, num_noise, generator=draw)
+        self.features = torch.cat([core[:, None], spurious[:, None], noise], 1)
+        self.targets = (y > 0).long()
+        self.groups = 2 * self.targets + (a > 0)
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """The features (2 + num_noise,) of one example, and its class."""
+        return self.features[index], int(self.targets[index])
