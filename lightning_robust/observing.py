@@ -222,11 +222,13 @@ class Observer:
             raise _HeadHasRun
 
         self.hook.readers.append(leave)
+        HeadHook.alone = self.hook
         try:
             self._step(batch)
         except _HeadHasRun:
             return seen[0]
         finally:
+            HeadHook.alone = None
             self.hook.readers.remove(leave)
         raise ContractError(
             f"head ({type(self.hook.head).__name__}) did not run in training_step; name the module "

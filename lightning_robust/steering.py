@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,9 @@ class HeadHook:
         [torch.Size([4, 2])]
     """
 
+    alone: ClassVar[HeadHook | None] = None
+    """While an observation runs, the one hook whose readers are called: it is no step to count."""
+
     def __init__(self, head: nn.Module, *, first: bool = False) -> None:
         self.head = head
         self.readers: list[Reader] = []
@@ -107,7 +110,7 @@ class HeadHook:
         self.detach()
 
     def _hook(self, head: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-        if self.readers:
+        if self.readers and HeadHook.alone in (None, self):
             logits = self._checked(output).detach()
             features = inputs[0] if inputs and isinstance(inputs[0], Tensor) else logits
             for reader in tuple(self.readers):

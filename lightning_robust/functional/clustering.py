@@ -287,7 +287,7 @@ def silhouette(
     others, are averaged with a control variate: the same silhouettes with the root of the mean
     squared distance to a cluster in the place of the mean distance, which are cheap for all points.
     The standard error shrinks with the residual of that regression; at n = 140,000 the error seen
-    was below 0.003 (benchmarks/clustering.py).
+    was below 0.004 (benchmarks/clustering.py).
 
     Args:
         points: (n, d) real and finite.

@@ -40,6 +40,7 @@ class Case:
         keys: What a run of ``active`` on ``Examples()`` logs.
         bad: An argument the constructor refuses, by name.
         variants: More active settings that go through other code.
+        needs_groups: Settings under which it needs groups of the training set, if there are any.
         lengths: How many examples each of four epochs of ``active`` on ``Examples()`` has.
     """
 
@@ -48,6 +49,7 @@ class Case:
     keys: frozenset[str]
     bad: dict[str, Any]
     variants: tuple[Callable[[], Method], ...] = ()
+    needs_groups: dict[str, Any] | None = None
     lengths: tuple[int, ...] = (60, 60, 60, 60)
 
 
@@ -68,6 +70,7 @@ CASES: dict[type[Method], Case] = {
         variants=(lambda: ClassBalance(start_epoch=1),),
     ),
     GroupBalance: Case(
+        needs_groups={},
         active=GroupBalance,
         neutral=GroupBalance,
         keys=frozenset(),
@@ -75,6 +78,7 @@ CASES: dict[type[Method], Case] = {
         variants=(lambda: GroupBalance(start_epoch=1),),
     ),
     GroupDRO: Case(
+        needs_groups={},
         active=lambda: GroupDRO(step_size=0.5, adjustment=1.0),
         neutral=lambda: GroupDRO(start_epoch=99),
         keys=frozenset(f"group_dro/weight/{name}" for name in GROUP_NAMES),
@@ -99,6 +103,7 @@ CASES: dict[type[Method], Case] = {
         ),
     ),
     ImportanceWeighting: Case(
+        needs_groups={},
         active=ImportanceWeighting,
         neutral=ImportanceWeighting,  # its weights are 1 where groups are balanced
         keys=frozenset(),
@@ -106,6 +111,7 @@ CASES: dict[type[Method], Case] = {
         variants=(lambda: ImportanceWeighting(by="class"),),
     ),
     Subsample: Case(
+        needs_groups={},
         active=lambda: Subsample(by="class"),
         neutral=Subsample,  # it keeps everything where groups are balanced
         keys=frozenset({"subsample/num_examples"}),
@@ -114,6 +120,7 @@ CASES: dict[type[Method], Case] = {
         lengths=(45, 45, 45, 45),
     ),
     PDE: Case(
+        needs_groups={},
         active=lambda: PDE(
             warmup_epochs=1, interval=1, num_new=4, cap=11, learning_rate_factor=0.3
         ),
@@ -144,6 +151,7 @@ CASES: dict[type[Method], Case] = {
         variants=(lambda: JTT(2, upweight=2.5, reinitialise=False),),
     ),
     DFR: Case(
+        needs_groups={"data": "train", "strength": 0.3},
         active=lambda: DFR(data="train", strength=0.3, num_refits=2),
         neutral=lambda: DFR(data="train", strength=0.3, after_epochs=99),
         keys=frozenset({"dfr/strength"}),
@@ -154,6 +162,7 @@ CASES: dict[type[Method], Case] = {
         ),
     ),
     ImportanceTempering: Case(
+        needs_groups={},
         active=lambda: ImportanceTempering(power=1.0, pretrain_epochs=1),
         neutral=ImportanceTempering,  # its margins are 1 where groups are balanced
         keys=frozenset(),

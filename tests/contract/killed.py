@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import pickle
 import random
@@ -14,7 +13,7 @@ from pathlib import Path
 import torch
 
 from .cases import CASES
-from .harness import BATCH_SIZE, Run, checkpoints
+from .harness import Run, checkpoints
 from .modules import InlineLoss
 
 KILLS = 2

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lightning_robust import ContractError, GroupBalance, GroupDRO, GroupMetrics, RNGState
-from lightning_robust.sampling import SamplingPlan
 from lightning_robust.callbacks._base import Method
+from lightning_robust.sampling import SamplingPlan
 
 from .cases import CASES
 from .harness import Idle, Run, checkpoints, loader
@@ -22,9 +22,7 @@ IDS = ["-".join(method.__name__ for method in pair) for pair in PAIRS]
 @pytest.mark.parametrize("pair", PAIRS, ids=IDS)
 def test_any_two_methods_in_any_order(pair):
     """Votes multiply and hooks add up: the order of the callbacks does not matter."""
-    runs = [
-        Run([CASES[m].active() for m in order], InlineLoss) for order in (pair, reversed(pair))
-    ]
+    runs = [Run([CASES[m].active() for m in order], InlineLoss) for order in (pair, reversed(pair))]
     assert runs[0].trace.batches == runs[1].trace.batches
     for name, weights in runs[0].weights.items():
         torch.testing.assert_close(weights, runs[1].weights[name])
@@ -84,11 +82,28 @@ def test_all_at_once_with_metrics_and_rng_state(case):
 
 def test_metrics_do_not_change_training(case):
     val = loader(Examples(24, seed=1), shuffle=False)
-    runs = [
-        Run([case.active(), *more], InlineLoss, val=val) for more in ([], [GroupMetrics()])
-    ]
+    runs = [Run([case.active(), *more], InlineLoss, val=val) for more in ([], [GroupMetrics()])]
     assert runs[0].trace.batches == runs[1].trace.batches
     assert not runs[0].differs_from(runs[1])
+
+
+class ObservesBetween(Method):
+    """Observes after each step, before the metrics have counted it."""
+
+    observes = True
+
+    def on_train_batch_end(self, *arguments):
+        super().on_train_batch_end(*arguments)
+        self.observe("logits")
+
+
+def test_metrics_count_no_observation():
+    logged = [
+        Run([method, GroupMetrics()], InlineLoss).trainer.callback_metrics
+        for method in (ObservesBetween(), Idle())
+    ]
+    assert logged[0].keys() == logged[1].keys()
+    torch.testing.assert_close(*map(dict, logged), rtol=0, atol=0, equal_nan=True)
 
 
 def test_two_of_one_class_are_refused_by_name():

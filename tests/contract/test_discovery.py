@@ -114,3 +114,9 @@ def test_a_bad_argument_is_refused_by_name(method, case):
 def test_the_menu_holds_no_more_than_it_says():
     assert sorted(lightning_robust.__all__) == sorted(set(lightning_robust.__all__))
     assert all(hasattr(lightning_robust, name) for name in lightning_robust.__all__)
+
+
+def test_a_method_that_may_need_groups_is_tried_with_bad_ones(active):
+    """Otherwise `needs_groups` is missing from its case."""
+    method = active()
+    assert not method.needs_groups or CASES[type(method)].needs_groups is not None

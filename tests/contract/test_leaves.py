@@ -213,6 +213,7 @@ def test_validate_test_and_predict_are_untouched(callbacks, fitted):
         torch.manual_seed(0)
         module, outputs = InlineLoss(), Outputs()
         trainer = trainer_for(module, [*added, outputs])
+        _ = module.hparams  # Lightning makes them when it first asks
         if fitted and added:
             trainer.fit(module, loader(), data)
             weights = {k: v.clone() for k, v in module.state_dict().items()}

@@ -37,9 +37,7 @@ def folder(tmp_path_factory):
         command = [sys.executable, "-m", "contract.two_ranks", str(out), str(rank), port]
         with log.open("w") as errors:
             processes.append(
-                subprocess.Popen(
-                    command, env=environment, stderr=errors, stdout=subprocess.DEVNULL
-                )
+                subprocess.Popen(command, env=environment, stderr=errors, stdout=subprocess.DEVNULL)
             )
     end = time.monotonic() + 300
     while any(p.poll() is None for p in processes) and time.monotonic() < end:

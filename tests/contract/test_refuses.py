@@ -26,11 +26,10 @@ def refused(callbacks: list[Any], *words: str, train: Any = None, module: Any = 
     torch.manual_seed(0)
     module = InlineLoss() if module is None else module
     before = {name: weight.clone() for name, weight in module.state_dict().items()}
-    trainer = None
+    trainer = trainer_for(module, callbacks, **settings)
     with pytest.raises(ContractError) as refusal:
-        trainer = trainer_for(module, callbacks, **settings)
         trainer.fit(module, loader() if train is None else train)
-    assert trainer is None or trainer.global_step == 0
+    assert trainer.global_step == 0
     for name, weight in module.state_dict().items():
         assert torch.equal(weight, before[name])
     for word in words:
@@ -190,7 +189,10 @@ LOADERS: dict[str, tuple[Any, tuple[str, ...]]] = {
         ),
         ("batch_sampler", "Mine", "use batch_size="),
     ),
-    "IterableDataset": (lambda: DataLoader(Stream(), 8), ("Stream", "IterableDataset", "map-style")),
+    "IterableDataset": (
+        lambda: DataLoader(Stream(), 8),
+        ("Stream", "IterableDataset", "map-style"),
+    ),
     "batch_size=None": (
         lambda: DataLoader(Examples(), batch_size=None, sampler=SequentialSampler(range(60))),
         ("batch_size=None", "give it a batch_size"),
