@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -391,7 +390,7 @@ def test_classes_with_one_example_and_gaps_between_labels():
     assert method.silhouettes.keys() == {0, 1, 3, 4}
 
 
-def test_a_thousand_classes_take_seconds():
+def test_a_thousand_classes():
     class Thousand(Dataset):
         def __init__(self) -> None:
             g = torch.Generator().manual_seed(0)
@@ -405,9 +404,7 @@ def test_a_thousand_classes_take_seconds():
             return self.x[index], int(self.targets[index])
 
     method, dataset = SPARE(1, num_clusters=2), Thousand()
-    start = time.perf_counter()
     fit(method, dataset, Module(classes=1000, inputs=4), batch_size=256, max_epochs=2)
-    assert time.perf_counter() - start < 60
     power = {y: 1.0 if s >= 0.9 else 2.0 for y, s in method.silhouettes.items()}
     assert len(power) == 1000
     totals = torch.zeros(1000, dtype=torch.float64).index_add_(0, dataset.targets, method.weights)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from lightning_robust import ContractError
@@ -21,6 +22,7 @@ from .modules import (
     InlineLoss,
     Manual,
     data_for,
+    network,
     with_batch_norm_and_dropout,
 )
 
@@ -150,6 +152,38 @@ def test_observing_under_mixed_precision():
     run = Run([watch], InlineLoss, **settings)
     assert watch.calls == 8
     assert not run.differs_from(Run([Idle()], InlineLoss, **settings))
+
+
+class Restless(nn.Module):
+    """Draws and counts also in evaluation mode, as some networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return x + 0.01 * torch.rand_like(x)
+
+
+class CountsSteps(InlineLoss):
+    """A step that leaves marks on the module."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Sequential(Restless(), *network()))
+        self.steps = 0
+
+    def training_step(self, batch, batch_idx):
+        self.steps += 1
+        return super().training_step(batch, batch_idx)
+
+
+def test_observing_a_restless_module_and_a_random_augmentation():
+    watch = Watch("on_train_batch_end")
+    run = Run([watch], CountsSteps, loader(Examples(augment=True)))
+    plain = Run([Idle()], CountsSteps, loader(Examples(augment=True)))
+    assert watch.calls == run.module.steps == plain.module.steps == 12
+    assert not run.differs_from(plain)
 
 
 def not_finite() -> Examples:
