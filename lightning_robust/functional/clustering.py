@@ -293,7 +293,7 @@ def silhouette(
         points: (n, d) real and finite.
         assignments: (..., n) integers, the cluster of each point in each clustering.
         generator: Source of randomness of the sample; not used where the result is exact.
-        exact: Exact whatever the size: the time grows with n^2, the memory with n.
+        exact: Exact whatever the size: time grows with n^2, memory with n x number of clusters.
         exact_up_to: Number of points up to which the result is exact anyway.
         sample: Number of points sampled beyond, at least 2.
 
@@ -316,10 +316,11 @@ def silhouette(
     """
     points = _checked(points)
     n = len(points)
-    if assignments.ndim < 1 or assignments.shape[-1] != n or not _is_integral(assignments):
+    shape = assignments.shape
+    if not shape or shape[-1] != n or 0 in shape or not _is_integral(assignments):
         raise ContractError(
             f"assignments must hold one integer for each of the {n} points in its last dimension, "
-            f"got shape {tuple(assignments.shape)} of {assignments.dtype}"
+            f"got shape {tuple(shape)} of {assignments.dtype}"
         )
     check_integer("exact_up_to", exact_up_to, 0)
     check_integer("sample", sample, 2)
@@ -338,7 +339,7 @@ def silhouette(
         slope = (wanted * residual).sum(dim=1) / residual.square().sum(dim=1)
         slope = torch.where(slope.isfinite(), slope, torch.zeros_like(slope))
         means = wanted.mean(dim=1) + slope * (proxies.mean(dim=1) - proxy.mean(dim=1))
-    return means.view(assignments.shape[:-1])
+    return means.view(shape[:-1])
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
+import numpy as np
 import pytorch_lightning
 import torch
 from lightning.pytorch import Callback
@@ -99,6 +101,8 @@ class Run:
         **settings: Any,
     ) -> None:
         torch.manual_seed(0)
+        np.random.seed(0)
+        random.seed(0)
         self.module = make_module()
         if train is None and not is_overridden("train_dataloader", self.module):
             train = loader()

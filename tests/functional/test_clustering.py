@@ -356,6 +356,7 @@ def test_silhouette_needs_memory_in_proportion_to_n() -> None:
     ("assignments", "options", "message"),
     [
         (torch.zeros(4, dtype=torch.int64), {}, r"each of the 5 points .* shape \(4,\)"),
+        (torch.zeros(0, 5, dtype=torch.int64), {}, r"assignments must hold .* shape \(0, 5\)"),
         (torch.zeros(5), {}, "assignments must hold one integer .* of torch.float32"),
         (torch.zeros(5, dtype=torch.int64), {"sample": 1}, "sample must be an integer >= 2"),
     ],
