@@ -30,8 +30,8 @@ _RESOLUTION = 1e-14
 _CORESET, _HALVE_EVERY, _MAX_ITERATIONS, _TOLERANCE = 8192, 8, 300, 1e-4
 # Points that are converted to float64 at a time.
 _BLOCK = 16384
-# Size of a tile of distances: points summed over x points whose silhouette is wanted.
-_TILE = (512, 1024)
+# Points in a tile: distances are computed between the points of two tiles at a time.
+_TILE = 768
 
 
 @dataclass(frozen=True, eq=False)
@@ -327,12 +327,11 @@ def silhouette(
     frame = _Frame.of(points)
     partitions = _Partitions.of(assignments.reshape(-1, n).to(points.device))
     if exact or n <= max(exact_up_to, sample):
-        everyone = torch.arange(n, device=points.device)
-        means = _silhouettes(points, frame, partitions, everyone).mean(dim=1)
+        means = _all_silhouettes(points, frame, partitions).mean(dim=1)
     else:
         drawn = torch.randperm(n, generator=generator, device=generator.device)
         drawn = drawn[:sample].to(points.device)
-        wanted = _silhouettes(points, frame, partitions, drawn)
+        wanted = _some_silhouettes(points, frame, partitions, drawn)
         proxies = _proxy_silhouettes(points, frame, partitions)
         proxy = proxies[:, drawn]
         residual = proxy - proxy.mean(dim=1, keepdim=True)
@@ -378,6 +377,17 @@ class _Partitions:
             members.append(member)
         return cls(labels, sizes, cells, torch.cat(members))
 
+    def tiles(self) -> list[_Tile]:
+        """All points, in tiles of points of the same or of neighbouring cells."""
+        order = self.cells.argsort(stable=True)
+        tiles = self.cells[order].split(_TILE)
+        # All at once: a single wait where the points are on a GPU.
+        ends = torch.stack([tile[[0, -1]] for tile in tiles]).tolist()
+        return [
+            _Tile(points, tile - first, self.members[:, first : last + 1])
+            for points, tile, (first, last) in zip(order.split(_TILE), tiles, ends, strict=True)
+        ]
+
     def silhouettes(self, sums: Tensor, points: Tensor) -> Tensor:
         """Silhouettes (clusterings, m) of points (m,) from their sums of distances to clusters.
 
@@ -398,35 +408,72 @@ class _Partitions:
         return torch.stack(found)
 
 
-def _silhouettes(points: Tensor, frame: _Frame, partitions: _Partitions, wanted: Tensor) -> Tensor:
-    """Silhouettes (clusterings, m) of the points with the indices `wanted` (m,), against all."""
-    order = partitions.cells.argsort(stable=True)
-    cells = partitions.cells[order]
-    height, width = _TILE
-    tiles = cells.split(height)
-    # First and last cell of each tile, all at once: one transfer where the points are on a GPU.
-    ends = torch.stack([torch.stack([tile[0], tile[-1]]) for tile in tiles]).tolist()
-    found = []
-    for some in wanted.split(width):
+@dataclass(frozen=True, eq=False)
+class _Tile:
+    """A few points: their indices (m,), their cells (m,), and the clusters of these cells."""
+
+    points: Tensor
+    cells: Tensor
+    members: Tensor
+
+    def sums(self, distances: Tensor) -> Tensor:
+        """Sums (clusters, p) over this tile's points, by cluster, of distances (m, p)."""
+        num_cells = self.members.shape[1]
+        if num_cells == 1:
+            by_cell = distances.sum(dim=0, keepdim=True)
+        else:
+            by_cell = distances.new_zeros(num_cells, distances.shape[1])
+            by_cell.index_add_(0, self.cells, distances.contiguous())
+        return self.members @ by_cell.double()
+
+
+class _Distances:
+    """Float32 distances between few points, in buffers that are used again and again."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._squares = torch.empty(_TILE**2, dtype=torch.float64, device=device)
+        self._roots = torch.empty(_TILE**2, dtype=torch.float32, device=device)
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """(X, Y) distances between points in the coordinates of a `_Frame`, until the next call."""
+        shape = len(x), len(y)
+        squares = self._squares[: len(x) * len(y)].view(shape)
+        roots = self._roots[: len(x) * len(y)].view(shape)
+        x_squares = x.square().sum(dim=1, keepdim=True)
+        y_squares = y.square().sum(dim=1, keepdim=True)
+        left = torch.cat([x, torch.ones_like(x_squares), x_squares], dim=1)
+        right = torch.cat([-2 * y, y_squares, torch.ones_like(y_squares)], dim=1)
+        # The difference is taken in float64; its root needs no more than float32.
+        torch.mm(left, right.T, out=squares)
+        return threshold(roots.copy_(squares), _RESOLUTION, 0.0, inplace=True).sqrt_()
+
+
+def _all_silhouettes(points: Tensor, frame: _Frame, partitions: _Partitions) -> Tensor:
+    """Silhouettes (clusterings, n) of all points, in the order of the tiles."""
+    tiles, distances = partitions.tiles(), _Distances(points.device)
+    sums = frame.origin.new_zeros(len(partitions.members), len(points))
+    parts = sums.split(_TILE, dim=1)
+    for i, tile in enumerate(tiles):
+        x = frame(points[tile.points])
+        for j, other in enumerate(tiles[: i + 1]):
+            found = distances(x, frame(points[other.points]))
+            parts[j].add_(tile.sums(found))
+            if j < i:
+                parts[i].add_(other.sums(found.T))
+    return partitions.silhouettes(sums, torch.cat([tile.points for tile in tiles]))
+
+
+def _some_silhouettes(
+    points: Tensor, frame: _Frame, partitions: _Partitions, wanted: Tensor
+) -> Tensor:
+    """Silhouettes (clusterings, m) of the points with the indices `wanted` (m,)."""
+    tiles, distances = partitions.tiles(), _Distances(points.device)
+    sums = frame.origin.new_zeros(len(partitions.members), len(wanted))
+    for part, some in zip(sums.split(_TILE, dim=1), wanted.split(_TILE), strict=True):
         y = frame(points[some])
-        norms = y.square().sum(dim=1)
-        right = torch.cat([-2 * y, norms[:, None], torch.ones_like(norms)[:, None]], dim=1).T
-        sums = y.new_zeros(len(partitions.members), len(some))
-        squares = y.new_empty(height, len(some))
-        distances = squares.float()
-        for rows, tile, (first, last) in zip(order.split(height), tiles, ends, strict=True):
-            x = frame(points[rows])
-            norms = x.square().sum(dim=1)
-            left = torch.cat([x, torch.ones_like(norms)[:, None], norms[:, None]], dim=1)
-            # The difference is taken in float64; its root needs no more than float32.
-            torch.mm(left, right, out=squares[: len(rows)])
-            distance = distances[: len(rows)].copy_(squares[: len(rows)])
-            threshold(distance, _RESOLUTION, 0.0, inplace=True).sqrt_()
-            by_cell = distance.new_zeros(last - first + 1, len(some))
-            by_cell.index_add_(0, tile - first, distance)
-            sums.addmm_(partitions.members[:, first : last + 1], by_cell.double())
-        found.append(partitions.silhouettes(sums, some))
-    return torch.cat(found, dim=1)
+        for tile in tiles:
+            part.add_(tile.sums(distances(frame(points[tile.points]), y)))
+    return partitions.silhouettes(sums, wanted)
 
 
 def _proxy_silhouettes(points: Tensor, frame: _Frame, partitions: _Partitions) -> Tensor:
