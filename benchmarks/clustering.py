@@ -1,10 +1,9 @@
 """Speed and accuracy of `lightning_robust.functional.clustering` beside scikit-learn's.
 
 Run `python benchmarks/clustering.py`, on one thread, about eight minutes; `--output FILE` writes
-the
-table that is printed. Times are CPU seconds of this process, ours and scikit-learn's from the same
-run, so what counts are the ratios. Where scikit-learn would take too long, it is timed on some of
-the values of k or of the classes, always with all points, and scaled: marked with `*`.
+the table that is printed. Times are CPU seconds of this process, ours and scikit-learn's from the
+same run, so what counts are the ratios. Where scikit-learn would take too long, it is timed on some
+of the values of k or of the classes, always with all points, and scaled: marked with `*`.
 """
 
 from __future__ import annotations
