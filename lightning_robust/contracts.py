@@ -109,6 +109,19 @@ def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
     _check(name, value, f"one of {', '.join(map(repr, choices))}", passed)
 
 
+def check_clean_dataset(dataset: Any, num_examples: int) -> None:
+    """Refuse an un-augmented view of the training set of another length; ``None`` is none.
+
+    Example:
+        >>> check_clean_dataset([0, 1, 2], 3)
+    """
+    if dataset is not None and len(dataset) != num_examples:
+        raise ContractError(
+            f"clean_dataset has {len(dataset)} examples and the training set {num_examples}; give "
+            "the same examples in the same order"
+        )
+
+
 def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 

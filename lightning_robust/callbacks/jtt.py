@@ -9,7 +9,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_robust.callbacks._base import Method
-from lightning_robust.contracts import ContractError, check_at_least, check_bool, check_integer
+from lightning_robust.contracts import (
+    check_at_least,
+    check_bool,
+    check_clean_dataset,
+    check_integer,
+)
 
 
 class JTT(Method):
@@ -82,12 +87,7 @@ class JTT(Method):
 
     def prepare(self, dataset: Dataset[Any]) -> None:
         """Check what can be checked before the first step."""
-        clean = self.clean_dataset
-        if clean is not None and len(clean) != self.num_examples:  # type: ignore[arg-type]
-            raise ContractError(
-                f"clean_dataset has {len(clean)} examples and the training set "  # type: ignore[arg-type]
-                f"{self.num_examples}; give the same examples in the same order"
-            )
+        check_clean_dataset(self.clean_dataset, self.num_examples)
         max_epochs = self.conductor.trainer.max_epochs
         if max_epochs is not None and 0 <= max_epochs <= self.identification_epochs:
             warnings.warn(

@@ -16,6 +16,7 @@ from lightning_robust.contracts import (
     check_at_least,
     check_bool,
     check_choice,
+    check_clean_dataset,
     check_in_range,
     check_integer,
     resolve_groups,
@@ -156,12 +157,7 @@ class SPARE(Method):
                 f"power={self.power!r} has no entry for the classes {sorted(missing)}; give each "
                 "class one"
             )
-        clean = self.clean_dataset
-        if clean is not None and len(clean) != self.num_examples:  # type: ignore[arg-type]
-            raise ContractError(
-                f"clean_dataset has {len(clean)} examples and the training set "  # type: ignore[arg-type]
-                f"{self.num_examples}; give the same examples in the same order"
-            )
+        check_clean_dataset(self.clean_dataset, self.num_examples)
         max_epochs = self.conductor.trainer.max_epochs
         if max_epochs is not None and 0 <= max_epochs <= self._last_candidate:
             warnings.warn(
