@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from tempfile import TemporaryDirectory
 
 import torch
@@ -31,6 +31,7 @@ from lightning_robust.contracts import ContractError, check_integer
 from lightning_robust.data import ColouredDigits, ColouredDigitsDataModule
 from lightning_robust.models import Classifier, SmallConvNet
 from lightning_robust.randomness import isolated
+from lightning_robust.reproduce.report import aligned, in_percent, require_matplotlib
 
 BENCHMARK = "coloured_digits"  #: The key of the results in ``demo.json``.
 EPOCHS = 40
@@ -207,7 +208,7 @@ def run(
     check_integer("jobs", jobs, minimum=1)
     jobs = min(jobs, len(tasks))
     if output is not None:
-        _require_matplotlib()
+        require_matplotlib()
         output.mkdir(parents=True, exist_ok=True)
     groups = ColouredDigits("train", correlation, seeds[0]).groups
     smallest = int(torch.bincount(groups, minlength=25).min())
@@ -257,18 +258,18 @@ def table(runs: Sequence[Run]) -> str:
 
     Example:
         >>> print(table([Run("ERM", seed, 0.2, 0.7, 0.3, {}, 4.0) for seed in (0, 1)]))
-        method  worst group     average  worst group at best val  seconds
-        ERM      20.0 ± 0.0  70.0 ± 0.0               30.0 ± 0.0      4.0
+        method  worst group  average     worst group at best val  seconds
+        ERM     20.0 ± 0.0   70.0 ± 0.0  30.0 ± 0.0               4.0
     """
     header = ["method", "worst group", "average", "worst group at best val", "seconds"]
-    return _aligned(
+    return aligned(
         [header]
         + [
             [
                 method,
-                _in_percent(_of(runs, method, "worst_group_acc")),
-                _in_percent(_of(runs, method, "acc")),
-                _in_percent(_of(runs, method, "best_val_worst_group_acc")),
+                in_percent(_of(runs, method, "worst_group_acc")),
+                in_percent(_of(runs, method, "acc")),
+                in_percent(_of(runs, method, "best_val_worst_group_acc")),
                 f"{mean(_of(runs, method, 'seconds')):.1f}",
             ]
             for method in _methods_of(runs)
@@ -281,18 +282,18 @@ def group_table(runs: Sequence[Run]) -> str:
 
     Example:
         >>> print(group_table([Run("ERM", 0, 0.2, 0.7, 0.3, {"01_red": 0.9, "01_lime": 0.2}, 4.0)]))
-        group     ERM
+        group    ERM
         01_red   90.0
         01_lime  20.0
     """
     methods = _methods_of(runs)
-    return _aligned(
+    return aligned(
         [["group", *methods]]
         + [
             [
                 group,
                 *(
-                    _in_percent([run.group_acc[group] for run in runs if run.method == method])
+                    in_percent([run.group_acc[group] for run in runs if run.method == method])
                     for method in methods
                 ),
             ]
@@ -397,16 +398,6 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _require_matplotlib() -> None:
-    try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "demo.png needs matplotlib, which is not installed; install the extra 'demo': "
-            "pip install 'lightning-robust[demo]'"
-        ) from error
-
-
 def _methods_of(runs: Sequence[Run]) -> list[str]:
     return list(dict.fromkeys(run.method for run in runs))
 
@@ -422,20 +413,3 @@ def _class_names() -> list[str]:
 
 def _hue_names() -> list[str]:
     return list(dict.fromkeys(name.split("_")[1] for name in ColouredDigits.group_names))
-
-
-def _in_percent(fractions: Sequence[float]) -> str:
-    text = f"{100 * mean(fractions):.1f}"
-    return f"{text} ± {100 * stdev(fractions):.1f}" if len(fractions) > 1 else text
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as text: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )

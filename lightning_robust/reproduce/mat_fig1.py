@@ -10,13 +10,11 @@ of (y, a) among 2,000 test examples, in which a says nothing about y.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -25,11 +23,15 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader
 
 from lightning_robust import MAT
-from lightning_robust.contracts import ContractError, check_choice, check_integer
+from lightning_robust.contracts import check_choice, check_integer
 from lightning_robust.data.synthetic import MemorizableGaussians
 from lightning_robust.models import Classifier, held_out_logits
 from lightning_robust.models.xrm import silent
 from lightning_robust.randomness import isolated
+from lightning_robust.reproduce.report import aligned, check_run, in_percent, write
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PAPER = {
     "ERM, no noise": "generalises to the minority",
@@ -165,10 +167,7 @@ def run(seeds: Sequence[int] = (0, 1, 2), *, output: Path | None = None) -> list
         ContractError: If there is no seed.
         ModuleNotFoundError: If ``output`` is given and matplotlib is missing.
     """
-    if not seeds:
-        raise ContractError("seeds must hold at least one seed, got none")
-    if output is not None:
-        import matplotlib  # noqa: F401  # before minutes of training, not after
+    check_run(seeds, output)
     runs = []
     for panel in PAPER:
         for seed in seeds:
@@ -178,11 +177,7 @@ def run(seeds: Sequence[int] = (0, 1, 2), *, output: Path | None = None) -> list
             )
     print(f"\n{table(runs)}")
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        found = [asdict(one) for one in runs]
-        (output / "mat-fig1.json").write_text(json.dumps(found, indent=2) + "\n")
-        plot(runs, output / "mat-fig1.png")
-        print(f"\nWrote {output / 'mat-fig1.json'} and {output / 'mat-fig1.png'}")
+        write("mat-fig1", runs, output, partial(plot, runs))
     return runs
 
 
@@ -191,30 +186,28 @@ def table(runs: Sequence[Run]) -> str:
 
     Example:
         >>> print(table([Run("MAT, noise", 0, 0.9, 0.95, [], {})]))
-        panel           worst group      average      expected   paper
-        MAT, noise      90.0             95.0         80 to 100  generalises to the minority
+        panel       worst group  average  expected   paper
+        MAT, noise  90.0         95.0     80 to 100  generalises to the minority
     """
-    lines = [f"{'panel':<14}  {'worst group':<15}  {'average':<11}  {'expected':<9}  paper"]
+    rows = [["panel", "worst group", "average", "expected", "paper"]]
     for panel in dict.fromkeys(one.panel for one in runs):
-        worst = _in_percent([one.worst_group_acc for one in runs if one.panel == panel])
-        average = _in_percent([one.acc for one in runs if one.panel == panel])
         low, high = THRESHOLDS[panel]
-        expected = f"{low} to {high}"
-        lines.append(f"{panel:<14}  {worst:<15}  {average:<11}  {expected:<9}  {PAPER[panel]}")
-    return "\n".join(lines)
+        rows.append(
+            [
+                panel,
+                in_percent([one.worst_group_acc for one in runs if one.panel == panel]),
+                in_percent([one.acc for one in runs if one.panel == panel]),
+                f"{low} to {high}",
+                PAPER[panel],
+            ]
+        )
+    return aligned(rows)
 
 
-def plot(runs: Sequence[Run], path: Path) -> None:
-    """Accuracy over steps, a panel each, of the first seed.
-
-    Args:
-        runs: What was trained.
-        path: The PNG file to write.
-    """
-    from matplotlib.figure import Figure
-
+def plot(runs: Sequence[Run], figure: Figure) -> None:
+    """Accuracy over steps, a panel each, of the first seed."""
     panels = list(dict.fromkeys(one.panel for one in runs))
-    figure = Figure(figsize=(3.6 * len(panels), 3.2), layout="constrained", dpi=150)
+    figure.set_size_inches(3.6 * len(panels), 3.2)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     styles = {
         "train": ("training", "#9ca3af", "--"),
@@ -233,9 +226,3 @@ def plot(runs: Sequence[Run], path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("accuracy (%)")
     axes[0].legend(frameon=False, fontsize=9, loc="lower right")
-    figure.savefig(path)
-
-
-def _in_percent(fractions: Sequence[float]) -> str:
-    text = f"{100 * mean(fractions):.1f}"
-    return f"{text} ± {100 * stdev(fractions):.1f}" if len(fractions) > 1 else text
