@@ -1,0 +1,446 @@
+"""Facility location: medoids that stand for all examples, and how many each stands for.
+
+These are the decisions of EPIC (thesis chapter 4, Algorithm 3), which drops medoids that stand for
+nothing but themselves, and of CREST (chapter 2), which trains on medoids weighted by the sizes of
+their clusters.
+
+Every function is a function of its arguments: randomness comes from a `torch.Generator`, and no
+matrix of size n x n is ever held for a single problem of any size. Work is done on the device of
+the features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import threshold
+
+from lightning_robust.contracts import ContractError, check_choice, check_in_range, check_integer
+
+Similarity = Literal["euclidean", "exp"]
+
+# Shares of the radius of the data. Gains and distances that differ by less than `_TIE` count as
+# equal, so that a tie does not depend on the order of a sum; squared distances below `_RESOLUTION`
+# are rounding errors of zero.
+_TIE, _RESOLUTION = 1e-9, 1e-14
+# Rounding errors of a squared distance or a sum, in units of the last place.
+_ROUNDING = 8
+# Twice the radius: no distance is larger.
+_DIAMETER = 2.0
+# Rows in a tile of distances that stays in the cache, and the most distances held at a time.
+_TILE, _BLOCK = 512, 1 << 21
+# Candidates looked at first.
+_CANDIDATES = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Medoids:
+    """Medoids in the order in which they were picked; with a leading dimension P for P problems.
+
+    Attributes:
+        indices: (k,) int64, the examples picked.
+        gains: (k,) float64, what each pick added to the objective.
+        assignment: (n,) int64, the position in `indices`, 0 to k - 1, of the medoid nearest to each
+            example; of equally near ones the one picked first.
+        weights: (k,) int64, the number of examples assigned to each medoid; their sum is n. It
+            is 0 for a medoid that repeats an earlier one: its example is assigned to that one.
+    """
+
+    indices: Tensor
+    gains: Tensor
+    assignment: Tensor
+    weights: Tensor
+
+
+def facility_location(
+    features: Tensor,
+    k: int,
+    *,
+    similarity: Similarity = "euclidean",
+    dtype: torch.dtype | None = None,
+    method: Literal["exact", "stochastic"] = "exact",
+    generator: torch.Generator | None = None,
+    epsilon: float = 0.1,
+    fraction: float = 1.0,
+) -> Medoids:
+    """Pick k examples greedily so that every example has one near it.
+
+    The objective is F(S) = sum over i of the largest similarity of example i to an example of S.
+    Greedy picks reach at least 1 - 1/e of the best F of any k examples. Of candidates with the same
+    gain (to 1e-9 of the radius of the data) the one with the smallest index is picked.
+
+    Similarity is c0 - d for ``"euclidean"``, d being the Euclidean distance and c0 twice the
+    largest distance of an example from the mean of all, and exp(-d / number of features), as in
+    submodlib, for ``"exp"``. Another c0 changes the first gain only.
+
+    Gains are first bounded from above in `dtype`, tile by tile, and then computed in float64 for
+    the candidates that the bounds leave (lazy greedy), so single precision costs nothing but, at
+    worst, the order of picks whose gains differ by about 1e-6.
+
+    Args:
+        features: (n, d) real and finite.
+        k: Number of medoids; with fewer examples, all of them are picked.
+        similarity: See above.
+        dtype: `torch.float32` or `torch.float64`, that of the bounds; by default float64 for
+            float64 features, float32 otherwise.
+        method: ``"exact"`` for greedy picks; ``"stochastic"`` for the best of a random
+            n / k log(1 / epsilon) candidates at each pick, at 1 - 1/e - epsilon in expectation.
+        generator: Source of randomness of ``"stochastic"`` and of `fraction`.
+        epsilon: See `method`.
+        fraction: Share of the examples, at random, from which and for which medoids are picked;
+            gains, assignment and weights are those of all examples.
+
+    Returns:
+        The medoids.
+
+    Raises:
+        ContractError: If an argument is not as above.
+
+    References:
+        Thesis eqs. 4.4 and 4.5 and Algorithm 3. Nemhauser, Wolsey and Fisher, An analysis of
+        approximations for maximizing submodular set functions, Mathematical Programming 14, 1978.
+        Minoux, Accelerated greedy algorithms for maximizing submodular set functions, 1978.
+        Mirzasoleiman et al., Lazier than lazy greedy, AAAI 2015.
+
+    Example:
+        >>> features = torch.tensor([[0.0], [1.0], [2.0], [9.0], [10.0], [30.0]])
+        >>> found = facility_location(features, 3)
+        >>> found.indices, found.assignment, found.weights
+        (tensor([2, 5, 3]), tensor([0, 0, 0, 2, 2, 1]), tensor([3, 1, 2]))
+    """
+    features = _checked(features)
+    check_integer("k", k, 1)
+    check_choice("method", method, ["exact", "stochastic"])
+    check_in_range("epsilon", epsilon, 1e-9, 1)
+    check_in_range("fraction", fraction, 1e-9, 1)
+    k, n = min(k, len(features)), len(features)
+    space = _Space.of(features, similarity, dtype)
+    if method == "exact" and fraction == 1:
+        return _exact(space, k)
+    if generator is None:
+        raise ContractError(
+            "generator must be given for random candidates, got None; pass "
+            "lightning_robust.randomness.generator(seed, purpose)"
+        )
+    if fraction < 1:
+        size = min(n, max(k, math.ceil(fraction * n)))
+        drawn = torch.randperm(n, generator=generator, device=generator.device)[:size]
+        drawn = drawn.sort().values.to(features.device)
+        found = facility_location(
+            features[drawn],
+            k,
+            similarity=similarity,
+            dtype=dtype,
+            method=method,
+            generator=generator,
+            epsilon=epsilon,
+        )
+        return _following(space, drawn[found.indices])
+    return _stochastic(space, k, math.ceil(n / k * math.log(1 / epsilon)), generator)
+
+
+def facility_location_batch(
+    features: Tensor,
+    k: int,
+    *,
+    similarity: Similarity = "euclidean",
+    dtype: torch.dtype | None = None,
+) -> Medoids:
+    """Pick k medoids in each of P problems of the same size.
+
+    Args:
+        features: (P, r, d) real and finite: P problems of r examples.
+        k: Number of medoids of each; with fewer examples, all of them are picked.
+        similarity: See `facility_location`.
+        dtype: See `facility_location`.
+
+    Returns:
+        The medoids of each problem, as `facility_location` finds them: `indices` (P, k), `gains`
+        (P, k), `assignment` (P, r), `weights` (P, k).
+
+    Raises:
+        ContractError: If an argument is not as above.
+
+    References:
+        CREST (thesis Algorithm 1) picks a coreset from each of P random subsets.
+
+    Example:
+        >>> features = torch.tensor([[[0.0], [1.0], [2.0]], [[0.0], [5.0], [6.0]]])
+        >>> facility_location_batch(features, 1).indices
+        tensor([[1],
+                [1]])
+    """
+    if features.ndim != 3 or 0 in features.shape:
+        raise ContractError(
+            f"features must have shape (P, r, d) with P, r, d >= 1, got {tuple(features.shape)}"
+        )
+    found = [facility_location(part, k, similarity=similarity, dtype=dtype) for part in features]
+    return Medoids(
+        torch.stack([one.indices for one in found]),
+        torch.stack([one.gains for one in found]),
+        torch.stack([one.assignment for one in found]),
+        torch.stack([one.weights for one in found]),
+    )
+
+
+def greedi(
+    parts: Sequence[Tensor],
+    k: int,
+    *,
+    similarity: Similarity = "euclidean",
+    dtype: torch.dtype | None = None,
+) -> Medoids:
+    """Pick k medoids in each part, then k of these, each counted with the size of its cluster.
+
+    For examples that lie on several ranks, or are too many for exact greedy picks: a part of n
+    examples costs n^2, and nothing but k medoids and their weights leaves it.
+
+    Args:
+        parts: Features (n_p, d) of each part; parts may have different numbers of examples.
+        k: Number of medoids, of every part and of the result.
+        similarity: See `facility_location`.
+        dtype: See `facility_location`.
+
+    Returns:
+        The medoids, as examples of all parts one after another (`torch.cat(parts)`). Gains,
+        assignment and weights are those of all examples; as the picks are not greedy with respect
+        to these, gains need not fall.
+
+    Raises:
+        ContractError: If an argument is not as above.
+
+    References:
+        Mirzasoleiman et al., Distributed submodular maximization: identifying representative
+        elements in massive data, NeurIPS 2013. There the medoids of the parts count alike in the
+        second round.
+
+    Example:
+        >>> parts = [torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[9.0], [10.0]])]
+        >>> greedi(parts, 2).weights
+        tensor([3, 2])
+    """
+    check_integer("the number of parts", len(parts), 1)
+    found = [facility_location(part, k, similarity=similarity, dtype=dtype) for part in parts]
+    offsets = [0]
+    for part in parts:
+        offsets.append(offsets[-1] + len(part))
+    everything = torch.cat(list(parts))
+    picks = torch.cat([one.indices + start for one, start in zip(found, offsets, strict=False)])
+    weights = torch.cat([one.weights for one in found]).double()
+    space = _Space.of(everything, similarity, dtype)
+    merged = _Space.of(everything[picks], similarity, dtype, weights)
+    return _following(space, picks[_exact(merged, min(k, len(picks))).indices])
+
+
+@dataclass(frozen=True, eq=False)
+class _Space:
+    """Examples, in coordinates in which they fill a ball of radius 1 around their mean.
+
+    Attributes:
+        features: (n, d), as given.
+        centre: (d,) float64.
+        radius: Largest distance of an example from the centre.
+        weights: (n,) float64, how often each example counts.
+        rows: (n, d + 2): coordinates, squared norm and 1, in the type of the bounds. The norm is
+            a little short, so that distances are bounded from below.
+        rate: Exponent of the ``"exp"`` similarity in these coordinates, 0 for ``"euclidean"``.
+    """
+
+    features: Tensor
+    centre: Tensor
+    radius: float
+    weights: Tensor
+    rows: Tensor
+    rate: float
+
+    @classmethod
+    def of(
+        cls,
+        features: Tensor,
+        similarity: Similarity,
+        dtype: torch.dtype | None,
+        weights: Tensor | None = None,
+    ) -> _Space:
+        check_choice("similarity", similarity, ["euclidean", "exp"])
+        if dtype is None:
+            dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+        check_choice("dtype", dtype, [torch.float32, torch.float64])
+        exact = features.double()
+        centre = exact.mean(dim=0)
+        exact = exact - centre
+        radius = float(torch.linalg.vector_norm(exact, dim=1).max())
+        exact /= radius or 1.0
+        squares = exact.square().sum(dim=1, keepdim=True)
+        short = squares * (1 - _ROUNDING * torch.finfo(dtype).eps)
+        rows = torch.cat([exact, short, torch.ones_like(squares)], dim=1).to(dtype)
+        if weights is None:
+            weights = torch.ones_like(squares[:, 0])
+        rate = (radius or 1.0) / features.shape[1] if similarity == "exp" else 0.0
+        return cls(features, centre, radius, weights, rows, rate)
+
+    @property
+    def unit(self) -> float:
+        """What a gain of 1 in these coordinates is worth."""
+        return 1.0 if self.rate else self.radius
+
+    def exactly(self, index: Tensor) -> Tensor:
+        """Coordinates (m, d) of some examples, in float64."""
+        return (self.features[index].double() - self.centre) / (self.radius or 1.0)
+
+    def loss(self, distances: Tensor) -> Tensor:
+        """Similarity lost at these distances; it is a distance again. May overwrite them."""
+        return distances.mul_(-self.rate).expm1_().neg_() if self.rate else distances
+
+    def farthest(self) -> Tensor:
+        """(n,) loss of an example that no medoid stands for."""
+        return torch.full_like(self.weights, 1.0 if self.rate else _DIAMETER)
+
+    def losses(self, index: Tensor, columns: Tensor) -> Tensor:
+        """(m, c) losses between candidates and examples, in float64."""
+        return self.loss(_distances(self.exactly(index), self.exactly(columns)))
+
+    def bounds(self, nearest: Tensor) -> Tensor:
+        """(n,) gains of all candidates, from above, where examples have losses `nearest` (n,)."""
+        nearest, weights = nearest.to(self.rows.dtype), self.weights.to(self.rows.dtype)
+        total = float(self.weights @ nearest.double())
+        kept = torch.zeros_like(self.weights)  # sum of the losses that stay or come with a pick
+        tiles = [slice(i, i + _TILE) for i in range(0, len(nearest), _TILE)]
+        for i, one in enumerate(tiles):
+            left = _left(self.rows[one])
+            for two in tiles[: i + 1]:
+                loss = self.loss((left @ self.rows[two].T).clamp_(min=0).sqrt_())
+                kept[one] += torch.minimum(loss, nearest[two]) @ weights[two]
+                if one != two:
+                    kept[two] += weights[one] @ torch.minimum(loss, nearest[one, None])
+        return total - kept + _ROUNDING * torch.finfo(self.rows.dtype).eps * total
+
+
+def _left(rows: Tensor) -> Tensor:
+    """Rows whose products with other rows are the squared distances."""
+    d = rows.shape[1] - 2
+    return torch.cat([-2 * rows[:, :d], rows[:, d + 1 :], rows[:, d : d + 1]], dim=1)
+
+
+def _distances(x: Tensor, y: Tensor) -> Tensor:
+    """(X, Y) distances between float64 rows in the coordinates of a `_Space`."""
+    squares = torch.addmm(y.square().sum(dim=1), x, y.T, alpha=-2)
+    squares += x.square().sum(dim=1, keepdim=True)
+    return threshold(squares, _RESOLUTION, 0.0, inplace=True).sqrt_()
+
+
+def _exact(space: _Space, k: int) -> Medoids:
+    """Lazy greedy picks: candidates are looked at in the order of upper bounds of their gains."""
+    n = len(space.weights)
+    everyone = torch.arange(n, device=space.weights.device)
+    nearest = space.farthest()
+    bounds = space.bounds(nearest)
+    picks: list[int] = []
+    gains: list[float] = []
+    assignment = torch.zeros_like(everyone)
+    size = _CANDIDATES
+    while len(picks) < k:
+        size = max(1, min(size, n - len(picks)))
+        top = bounds.topk(min(n, size + 1))
+        block = top.indices[:size].sort().values
+        rest = float(top.values[size]) if size < len(top.values) else -math.inf
+        closer = threshold(nearest - space.losses(block, everyone), _TIE, 0.0)
+        before = len(picks)
+        while len(picks) < k:
+            gain = closer @ space.weights
+            picked = torch.isneginf(bounds[block])
+            gain[picked] = -math.inf
+            bounds[block] = gain
+            values = gain.tolist()
+            best = max(values)
+            if max(best, rest) <= _TIE:  # nothing is left to gain
+                unpicked = (~torch.isneginf(bounds)).nonzero()[: k - len(picks), 0].tolist()
+                picks += unpicked
+                gains += [0.0] * len(unpicked)
+                break
+            if best - _TIE <= rest:
+                break
+            place = next(i for i, value in enumerate(values) if value >= best - _TIE)
+            step = closer[place].clone()
+            assignment[step > 0] = len(picks)
+            nearest = nearest - step
+            closer = threshold(closer - step, _TIE, 0.0)
+            picks.append(int(block[place]))
+            gains.append(values[place])
+            bounds[block[place]] = -math.inf
+            if len(picks) == 1:
+                break
+        if before == 0 and picks:
+            bounds = space.bounds(nearest)
+            bounds[picks] = -math.inf
+        size = _CANDIDATES if len(picks) > before else 2 * size
+    return _medoids(
+        space, torch.tensor(picks), torch.tensor(gains, dtype=torch.float64), assignment
+    )
+
+
+def _medoids(space: _Space, picks: Tensor, gains: Tensor, assignment: Tensor) -> Medoids:
+    device = space.weights.device
+    return Medoids(
+        picks.to(device),
+        gains.to(device) * space.unit,
+        assignment,
+        torch.bincount(assignment, minlength=len(picks)),
+    )
+
+
+def _stochastic(space: _Space, k: int, sample: int, generator: torch.Generator) -> Medoids:
+    """At each pick the best of a random sample of the candidates left."""
+    n, device = len(space.weights), space.weights.device
+    everyone = torch.arange(n, device=device)
+    nearest, left = space.farthest(), torch.ones(n, dtype=torch.bool, device=device)
+    picks, gains, assignment = [], [], torch.zeros_like(everyone)
+    for position in range(k):
+        drawn = torch.randperm(n, generator=generator, device=generator.device).to(device)
+        block = drawn[left[drawn]][:sample].sort().values
+        closer = threshold(nearest - space.losses(block, everyone), _TIE, 0.0)
+        values = (closer @ space.weights).tolist()
+        place = next(i for i, value in enumerate(values) if value >= max(values) - _TIE)
+        assignment[closer[place] > 0] = position
+        nearest = nearest - closer[place]
+        picks.append(int(block[place]))
+        gains.append(values[place])
+        left[picks[-1]] = False
+    return _medoids(
+        space, torch.tensor(picks), torch.tensor(gains, dtype=torch.float64), assignment
+    )
+
+
+def _following(space: _Space, picks: Tensor) -> Medoids:
+    """Gains, assignment and weights of picks that were made elsewhere."""
+    n = len(space.weights)
+    everyone = torch.arange(n, device=picks.device)
+    assignment = torch.zeros_like(everyone)
+    gains = torch.zeros(len(picks), dtype=torch.float64, device=picks.device)
+    for some in everyone.split(max(1, _BLOCK // len(picks))):
+        loss = space.losses(some, picks)
+        nearest = torch.cat([space.farthest()[some, None], loss], dim=1).cummin(dim=1).values
+        gains += space.weights[some] @ -nearest.diff(dim=1)
+        near = loss <= nearest[:, -1:] + _TIE
+        assignment[some] = near.to(torch.int8).argmax(dim=1)
+    return _medoids(space, picks, gains, assignment)
+
+
+def _checked(features: Tensor) -> Tensor:
+    if features.ndim != 2 or 0 in features.shape or features.is_complex():
+        raise ContractError(
+            f"features must be real, one row for each of n >= 1 examples, got shape "
+            f"{tuple(features.shape)} of {features.dtype}"
+        )
+    finite = torch.isfinite(features).all(dim=1)
+    if not bool(finite.all()):
+        first = int(finite.int().argmin())
+        raise ContractError(
+            f"features must be finite, but {int((~finite).sum())} of {len(features)} rows are not, "
+            f"the first is row {first}; look for a diverged model"
+        )
+    return features.detach()
