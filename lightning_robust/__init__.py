@@ -2,6 +2,7 @@
 
 # Methods
 from lightning_robust.callbacks.class_balance import ClassBalance
+from lightning_robust.callbacks.crest import CREST
 from lightning_robust.callbacks.dfr import DFR
 from lightning_robust.callbacks.group_balance import GroupBalance
 from lightning_robust.callbacks.group_dro import GroupDRO
@@ -33,6 +34,7 @@ from lightning_robust.metrics import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "CREST",
     "DFR",
     "JTT",
     "MAT",

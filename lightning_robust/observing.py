@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from lightning_robust.contracts import ContractError
+from lightning_robust.functional.gradients import gradient_and_curvature, logit_gradients
 from lightning_robust.randomness import isolated
 from lightning_robust.steering import HeadHook, class_logits
 
@@ -140,6 +141,83 @@ class Observer:
                 )
         return Observation(**rows)
 
+    def differentiate(
+        self,
+        dataset: Dataset[Any],
+        targets: Tensor,
+        weights: Tensor,
+        parameters: Sequence[Tensor],
+        probes: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Gradient and curvature of the weighted mean of the examples' cross-entropies.
+
+        In evaluation mode, like all that is observed, and with the same probes for every batch, so
+        that neither batches nor ranks show in the result. The model runs twice backward (three
+        times the memory of a training step); where ``parameters`` are the head's own, only the
+        head does.
+
+        Args:
+            dataset: Map-style, of n examples that ``training_step`` understands.
+            targets: (n,) int64.
+            weights: (n,), of the mean; they need not sum to anything.
+            parameters: Those of the module to differentiate by, D numbers in all.
+            probes: (num_probes, D) random signs.
+
+        Returns:
+            Gradient (D,) and the estimated diagonal of the Hessian (D,), float32, on the module's
+            device, alike on all ranks.
+
+        Raises:
+            ContractError: The head did not run, or a part of the network has no second derivative.
+        """
+        rank, world, device = self.trainer.global_rank, self.trainer.world_size, self.module.device
+        head_alone = {id(p) for p in parameters} <= {id(p) for p in self.hook.head.parameters()}
+        probes = probes.to(device)
+        total = torch.zeros(2, probes.shape[1], device=device)
+        weights = weights / weights.sum()
+        own = torch.arange(rank, len(targets), world)
+        with undisturbed(self.trainer, self.module):
+            if world > 1:
+                self._share_buffers()
+            for places, batch in self._batches(dataset, own, self.loader.batch_size or 1):
+                if head_alone:
+                    features, _ = self._until_head(batch)
+                with torch.enable_grad():
+                    logits = self.hook.head(features) if head_alone else self._raw_logits(batch)
+                    losses = F.cross_entropy(
+                        class_logits(logits.float()), targets[places].to(device), reduction="none"
+                    )
+                    loss = weights[places].to(device) @ losses
+                    try:
+                        parts = gradient_and_curvature(loss, parameters, probes)
+                    except RuntimeError as error:
+                        raise ContractError(
+                            f"the network has no second derivative here ({error}); compiled "
+                            "modules and fused attention have none: run them uncompiled, or "
+                            "differentiate the last layer only"
+                        ) from error
+                total += torch.stack(parts)
+        if world > 1:
+            total = self.trainer.strategy.reduce(total, reduce_op="sum")
+        return total[0], total[1]
+
+    def _raw_logits(self, batch: Any) -> Tensor:
+        """The head's output with its graph."""
+        seen: list[Tensor] = []
+
+        def leave(_head: nn.Module, _inputs: Any, output: Tensor) -> None:
+            seen.append(output)
+            raise _HeadHasRun
+
+        handle = self.hook.head.register_forward_hook(leave)
+        try:
+            self._step(batch)
+        except _HeadHasRun:
+            pass
+        finally:
+            handle.remove()
+        return seen[0]
+
     def last_to_run(self, dataset: Dataset[Any], candidates: Mapping[str, nn.Module]) -> str | None:
         """Which candidate head runs last in a training step and depends on all that ran before.
 
@@ -183,7 +261,9 @@ class Observer:
     def _batches(
         self, dataset: Dataset[Any], indices: Tensor, batch_size: int
     ) -> Iterator[tuple[Tensor, Any]]:
-        workers = self.loader.num_workers if len(indices) > batch_size else 0
+        workers = self.loader.num_workers
+        if len(indices) <= 2 * workers * batch_size:  # sooner done than workers are started
+            workers = 0
         loader: DataLoader[Any] = DataLoader(
             dataset,
             batch_size=batch_size,
@@ -282,7 +362,7 @@ def _quantities(
     if "losses" in names:
         seen["losses"] = F.cross_entropy(logits, targets, reduction="none")
     if "gradients" in names:
-        seen["gradients"] = logits.softmax(1) - F.one_hot(targets, logits.shape[1])
+        seen["gradients"] = logit_gradients(logits, targets)
     return seen
 
 

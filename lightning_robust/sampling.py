@@ -6,7 +6,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -16,22 +16,36 @@ from lightning_robust.contracts import ContractError
 from lightning_robust.randomness import generator
 
 
+class Supply(Protocol):
+    """Whole batches, made when a loader asks for them: they may depend on what was trained before.
+
+    Loader workers make it ask ahead of training. Asked again for a batch that has not been trained
+    on, as after a resume, it must give the same.
+    """
+
+    @property
+    def num_batches(self) -> int:
+        """How many batches an epoch has."""
+
+    def batch(self, number: int) -> Tensor:
+        """Batch ``number`` of the epoch, of all ranks together: (batch size * ranks,) int64."""
+
+
 @dataclass(frozen=True)
 class SamplingPlan:
     """What one epoch is made of.
 
-    Either **weights**: all 0 or 1 is one pass without replacement over what is kept; anything else
-    draws with replacement, in proportion, as many examples as have a weight above 0. Or
-    **batches**: whole batches, played as they stand.
+    **Weights**: all 0 or 1 is one pass without replacement over what is kept; anything else draws
+    with replacement, in proportion, as many examples as have a weight above 0. With a **supply**,
+    an epoch is the supply's batches; the weights then are what it draws from.
 
     Args:
         num_examples: Size n of the training set.
         weights: (n,) float64, >= 0; ``None`` keeps everything.
-        batches: (number of batches, batch size) int64 dataset indices; ``None`` for weights.
+        supply: Where whole batches come from; ``None`` plays the weights.
 
     Raises:
-        ContractError: A weight is negative or not finite, nothing is kept, an index is out of
-            range, or both weights and batches are given.
+        ContractError: A weight is negative or not finite, or nothing is kept.
 
     Example:
         >>> SamplingPlan(4, torch.tensor([1.0, 0.0, 1.0, 0.0])).order(generator(0, "doc"), False)
@@ -40,7 +54,7 @@ class SamplingPlan:
 
     num_examples: int
     weights: Tensor | None = None
-    batches: Tensor | None = None
+    supply: Supply | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be played."""
@@ -50,23 +64,6 @@ class SamplingPlan:
                 raise ContractError(
                     "weights leave out every example: the votes of the methods exclude each "
                     "other; keep at least one example, or remove one of the methods"
-                )
-        if self.batches is not None:
-            if self.weights is not None:
-                raise ContractError(
-                    "a plan takes weights or whole batches, got both: a method that supplies whole "
-                    "batches cannot be combined with one that votes on examples"
-                )
-            if self.batches.ndim != 2 or self.batches.numel() == 0:
-                raise ContractError(
-                    f"batches has shape {tuple(self.batches.shape)}; give a non-empty "
-                    "(number of batches, batch size) tensor"
-                )
-            low, high = int(self.batches.min()), int(self.batches.max())
-            if low < 0 or high >= self.num_examples:
-                raise ContractError(
-                    f"batches holds the index {low if low < 0 else high}; indices run from 0 to "
-                    f"{self.num_examples - 1}"
                 )
 
     @classmethod
@@ -86,13 +83,11 @@ class SamplingPlan:
         )
 
     def __len__(self) -> int:
-        """How many examples an epoch plays, over all ranks."""
-        if self.batches is not None:
-            return self.batches.numel()
+        """How many examples an epoch of the weights plays, over all ranks."""
         return self.num_examples if self.weights is None else int((self.weights > 0).sum())
 
     def order(self, random: torch.Generator, shuffle: bool = True) -> Tensor:
-        """The dataset indices of one epoch in the order in which all ranks together play them.
+        """The dataset indices of one epoch of the weights, in the order all ranks together play.
 
         Args:
             random: Where the draws come from.
@@ -101,8 +96,6 @@ class SamplingPlan:
         Returns:
             (len(self),) int64.
         """
-        if self.batches is not None:
-            return self.batches.reshape(-1)
         if self.with_replacement:
             assert self.weights is not None
             # Inversion instead of torch.multinomial, which stops at 2**24 examples.
@@ -137,8 +130,8 @@ class PlanSampler(DistributedSampler[int]):
     The order is a pure function of (plan, seed, epoch): iterating twice, in a worker or after a
     resume gives the same. The rank is read when it is needed, so the sampler may be built before
     the processes are. Every rank plays equally many examples: a plan of weights is padded with its
-    own first examples (at most ``world size - 1`` of them), a plan of batches drops the batches
-    that do not fill a round of ranks.
+    own first examples (at most ``world size - 1`` of them), and of a supplied batch, which is that
+    of all ranks together, each rank plays its share.
 
     It subclasses :class:`~torch.utils.data.DistributedSampler` because that is the one kind of
     sampler that Lightning leaves alone under DDP.
@@ -169,6 +162,7 @@ class PlanSampler(DistributedSampler[int]):
         self.epoch = 0
         self._skip = (0, 0)  # (epoch, batches of it that were played before a resume)
         self._played: Tensor | None = None
+        self._supplied: dict[int, Tensor] = {}
 
     @property
     def num_replicas(self) -> int:  # type: ignore[override]
@@ -182,11 +176,6 @@ class PlanSampler(DistributedSampler[int]):
 
     def set_plan(self, plan: SamplingPlan) -> None:
         """Play ``plan`` from the next iteration on."""
-        if plan.batches is not None and plan.batches.shape[1] != self.batch_size:
-            raise ContractError(
-                f"batches of {plan.batches.shape[1]} examples do not fit a DataLoader with "
-                f"batch_size={self.batch_size}; make them equal"
-            )
         self.plan = plan
 
     def resume(self, epoch: int, batches_played: int) -> None:
@@ -201,29 +190,42 @@ class PlanSampler(DistributedSampler[int]):
         return batches * self.batch_size if epoch == self.epoch else 0
 
     def local_order(self) -> Tensor:
-        """This rank's indices of the current epoch, (len(self),) int64."""
+        """This rank's indices of the current epoch of weights, (len(self),) int64."""
         order = self.plan.order(generator(self.seed, "sampling", self.epoch), self.shuffle)
-        if self.plan.batches is not None:
-            rows = order.view(-1, self.batch_size)[self.rank :: self.num_replicas]
-            return rows[: len(self) // self.batch_size].reshape(-1)
         places = torch.arange(self.rank, len(self) * self.num_replicas, self.num_replicas)
         return order[places % len(order)]
 
     def indices_of_batch(self, batch: int) -> Tensor:
         """The dataset indices in batch number ``batch`` of the epoch that is being played."""
+        if self.plan.supply is not None and batch in self._supplied:
+            return self._supplied[batch]
         if self._played is None:
             raise RuntimeError("indices_of_batch needs an iteration to have begun")
         return self._played[batch * self.batch_size : (batch + 1) * self.batch_size]
 
     def __iter__(self) -> Iterator[int]:
         """This rank's indices of the current epoch, behind what a resume skips."""
+        if self.plan.supply is not None:
+            return self._from_supply(self.plan.supply)
         self._played = self.local_order()
         return iter(self._played[self.places_skipped :].tolist())
 
+    def _from_supply(self, supply: Supply) -> Iterator[int]:
+        self._supplied.clear()
+        for number in range(self.places_skipped // self.batch_size, supply.num_batches):
+            batch = supply.batch(number)
+            if len(batch) != self.batch_size * self.num_replicas:
+                raise ContractError(
+                    f"a supplied batch has {len(batch)} examples and {self.num_replicas} rank(s) "
+                    f"play {self.batch_size} each; make them equal"
+                )
+            self._supplied[number] = batch[self.rank :: self.num_replicas]
+            yield from self._supplied[number].tolist()
+
     def __len__(self) -> int:
         """How many examples this rank plays in a whole epoch."""
-        if self.plan.batches is not None:
-            return len(self.plan.batches) // self.num_replicas * self.batch_size
+        if self.plan.supply is not None:
+            return self.plan.supply.num_batches * self.batch_size
         return -(-len(self.plan) // self.num_replicas)
 
 
@@ -314,9 +316,9 @@ def is_padding(sampler: object, positions: Tensor) -> Tensor:
         >>> list(sampler), is_padding(sampler, torch.arange(3))
         ([1, 3, 0], tensor([False, False,  True]))
     """
-    if isinstance(sampler, PlanSampler):
+    if isinstance(sampler, PlanSampler) and sampler.plan.supply is None:
         total = len(sampler.plan)
-    elif isinstance(sampler, DistributedSampler):
+    elif isinstance(sampler, DistributedSampler) and not isinstance(sampler, PlanSampler):
         total = len(sampler.dataset)  # type: ignore[arg-type]
     else:
         return torch.zeros(len(positions), dtype=torch.bool)

@@ -173,21 +173,6 @@ def test_refuses_votes_that_cannot_be_played(votes, words):
         refusal.match(word)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ({"batches": torch.tensor([[0, 3]])}, "index 3; indices run from 0 to 2"),
-        ({"batches": torch.tensor([[-1, 0]])}, "index -1"),
-        ({"batches": torch.tensor([0, 1])}, r"shape \(2,\)"),
-        ({"batches": torch.empty(0, 2, dtype=torch.int64)}, "non-empty"),
-        ({"batches": torch.tensor([[0, 1]]), "weights": torch.ones(3)}, "got both"),
-    ],
-)
-def test_refuses_batches_that_cannot_be_played(arguments, words):
-    with pytest.raises(ContractError, match=words):
-        SamplingPlan(3, **arguments)
-
-
 # --- the sampler ----------------------------------------------------------------------------------
 
 
@@ -250,22 +235,49 @@ def test_an_unshuffled_sampler_plays_in_dataset_order():
     assert list(sampler) == [0, 2, 3, 5]
 
 
-def test_whole_batches_are_dealt_to_the_ranks_as_they_stand():
-    batches = torch.randperm(21, generator=generator(0, "test")).view(7, 3)
-    plan = SamplingPlan(21, batches=batches)
-    assert len(plan) == 21
-    alone = PlanSampler(21, batch_size=3)
-    alone.set_plan(plan)
-    assert list(alone) == batches.reshape(-1).tolist()
-    shards = [list(sampler) for sampler in on_every_rank(plan, 2, batch_size=3)]
-    assert shards[0] == batches[[0, 2, 4]].reshape(-1).tolist()
-    assert shards[1] == batches[[1, 3, 5]].reshape(-1).tolist()  # the seventh has no partner
-    assert [len(sampler) for sampler in on_every_rank(plan, 3, batch_size=3)] == [6, 6, 6]
+class Countdown:
+    """Supplies batches of four, and notes for which it was asked."""
+
+    num_batches = 3
+
+    def __init__(self):
+        self.asked = []
+
+    def batch(self, number):
+        self.asked.append(number)
+        return torch.arange(4 * number, 4 * number + 4).flip(0)
 
 
-def test_refuses_batches_of_another_size_than_the_loader():
-    with pytest.raises(ContractError, match=r"batches of 2 .* batch_size=3"):
-        PlanSampler(6, batch_size=3).set_plan(SamplingPlan(6, batches=torch.tensor([[0, 1]])))
+def test_a_supply_is_asked_for_each_batch_when_it_is_needed_and_ranks_share_it():
+    supply = Countdown()
+    plan = SamplingPlan(12, torch.ones(12), supply=supply)
+    sampler = PlanSampler(12, batch_size=4)
+    sampler.set_plan(plan)
+    assert len(sampler) == 12
+    batches = iter(torch.utils.data.BatchSampler(sampler, 4, drop_last=False))
+    for number in range(3):
+        assert supply.asked == list(range(number))
+        assert next(batches) == sampler.indices_of_batch(number).tolist()
+    assert list(batches) == []
+    shards = [list(sampler) for sampler in on_every_rank(plan, 2, batch_size=2)]
+    assert shards == [[3, 1, 7, 5, 11, 9], [2, 0, 6, 4, 10, 8]]
+    assert not is_padding(sampler, torch.arange(12)).any()
+
+
+def test_a_resumed_supply_is_not_asked_for_what_was_played():
+    supply = Countdown()
+    sampler = PlanSampler(12, batch_size=4)
+    sampler.set_plan(SamplingPlan(12, supply=supply))
+    sampler.resume(0, batches_played=2)
+    assert list(sampler) == [11, 10, 9, 8]
+    assert supply.asked == [2]
+
+
+def test_refuses_supplied_batches_of_another_size_than_the_loader():
+    sampler = PlanSampler(12, batch_size=3)
+    sampler.set_plan(SamplingPlan(12, supply=Countdown()))
+    with pytest.raises(ContractError, match=r"4 examples and 1 rank.* play 3 each"):
+        list(sampler)
 
 
 def test_the_rank_is_read_when_it_is_needed(monkeypatch):

@@ -12,8 +12,8 @@ from __future__ import annotations
 import copy
 import warnings
 import weakref
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -40,7 +40,7 @@ from lightning_robust.contracts import (
 )
 from lightning_robust.observing import Observation, Observer
 from lightning_robust.randomness import resolve_seed
-from lightning_robust.sampling import PlanSampler, RecordingBatchSampler, SamplingPlan
+from lightning_robust.sampling import PlanSampler, RecordingBatchSampler, SamplingPlan, Supply
 from lightning_robust.steering import LogitSteering, Steer, find_head
 
 _SHARDED = ("FSDP", "DeepSpeed", "ModelParallel", "XLA")
@@ -58,12 +58,13 @@ class Method(Callback):
     """
 
     needs_groups: bool = False  # a constructor may set it
+    needs_targets: bool = True
     observes: ClassVar[bool] = False
     state: ClassVar[tuple[str, ...]] = ()
     """Names of the attributes that change during a fit; they are what a checkpoint holds."""
 
     targets: Tensor
-    """(n,) int64, the training targets; there once :meth:`prepare` runs."""
+    """(n,) int64, of the training set, where ``needs_targets``; there once :meth:`prepare` runs."""
     group_ids: Tensor
     """(n,) int64, where ``needs_groups``."""
     group_names: tuple[str, ...]
@@ -95,6 +96,17 @@ class Method(Callback):
 
     def decide(self, epoch: int) -> None:
         """Decide what ``epoch`` will be; on every rank, once, before it begins."""
+
+    def supply(self, plan: SamplingPlan) -> Supply | None:
+        """Where the whole batches of the next epoch come from; ``None`` plays ``plan``.
+
+        Args:
+            plan: What the votes of all methods make; called after all have decided.
+        """
+        return None
+
+    def after_batch(self, batch: int) -> None:
+        """Batch number ``batch`` of the epoch has been trained on; on every rank."""
 
     def close(self, epoch: int) -> None:
         """The last batch of ``epoch`` is done; its validation and its checkpoints come next."""
@@ -128,11 +140,22 @@ class Method(Callback):
     @property
     def num_examples(self) -> int:
         """Size n of the training set."""
-        return len(self.targets)
+        return self.conductor.num_examples
 
-    def observe(self, *quantities: str, dataset: Dataset[Any] | None = None) -> Observation:
-        """Observe the training set, or ``dataset``, with the model as it is now."""
-        return self.conductor.observe(quantities, dataset)
+    def observe(
+        self,
+        *quantities: str,
+        dataset: Dataset[Any] | None = None,
+        indices: Tensor | None = None,
+    ) -> Observation:
+        """Observe the training set, or ``dataset``, with the model as it is now.
+
+        Args:
+            quantities: See :class:`~lightning_robust.observing.Observer`.
+            dataset: ``None`` is the training set.
+            indices: (k,) dataset indices: rows are of these examples, in this order.
+        """
+        return self.conductor.observe(quantities, dataset, indices)
 
     # ---- Lightning's hooks ---------------------------------------------------------------------
 
@@ -261,6 +284,7 @@ class Conductor:
         self.sampler: PlanSampler | None = None
         self.steering: LogitSteering | None = None
         self.seed = 0
+        self.targets = torch.empty(0, dtype=torch.int64)
         self._size_of_checkpoint: int | None = None
         self._loader: DataLoader[Any] | None = None
         self._evaluated: weakref.WeakSet[DataLoader[Any]] = weakref.WeakSet()
@@ -337,7 +361,8 @@ class Conductor:
         if refusal is not None:
             self._refusal = refusal
             return loader
-        if self._taken_over_in_this_pass:
+        playable = [one for one in self._source.flattened()[0] if _refusal(one) is None]
+        if self._taken_over_in_this_pass or len(playable) > 1:
             raise ContractError(
                 "there are several map-style train loaders; the methods steer one: join the data "
                 "sets with ConcatDataset, or train on one loader"
@@ -409,10 +434,16 @@ class Conductor:
 
     def _prepare(self, loader: DataLoader[Any]) -> None:
         """Read targets and groups, find the head, and let each method look and refuse."""
-        targets = targets_of(loader.dataset)
-        num_classes = int(targets.max()) + 1
+        suppliers = [m for m in self.methods if type(m).supply is not Method.supply]
+        if len(suppliers) > 1:
+            names = " and ".join(type(method).__name__ for method in suppliers)
+            raise ContractError(f"{names} each supply whole batches; use one of them")
+        num_classes = 0
+        if any(method.needs_targets for method in self.methods):
+            self.targets = targets_of(loader.dataset)
+            num_classes = int(self.targets.max()) + 1
         for method in self.methods:
-            method.targets = targets
+            method.targets = self.targets
             method.num_classes = num_classes
             if method.needs_groups:
                 groups: Groups = resolve_groups(method.groups, loader.dataset, split="train")
@@ -463,22 +494,53 @@ class Conductor:
             # could still round unlike.
             weights = self.trainer.strategy.broadcast(plan.weights)
             plan = SamplingPlan(self.num_examples, weights)
+        for method in self.methods:
+            if (supply := method.supply(plan)) is not None:
+                plan = replace(plan, supply=supply)
         self.sampler.set_plan(plan)
         if len(self.sampler) == 0:
             raise ContractError("the plan of the next epoch is empty; keep more examples")
 
-    def observe(self, quantities: tuple[str, ...], dataset: Dataset[Any] | None) -> Observation:
+    def observe(
+        self,
+        quantities: tuple[str, ...],
+        dataset: Dataset[Any] | None,
+        indices: Tensor | None = None,
+    ) -> Observation:
         """Observe ``dataset``, or the training set, with the model as it is now."""
-        assert self.steering is not None
+        dataset, targets = self._observed(dataset, indices)
+        return self._observer()(dataset, targets, quantities)
+
+    def differentiate(
+        self,
+        indices: Tensor,
+        weights: Tensor,
+        parameters: Sequence[Tensor],
+        probes: Tensor,
+        dataset: Dataset[Any] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Gradient and curvature at some examples; see :meth:`Observer.differentiate`."""
+        dataset, targets = self._observed(dataset, indices)
+        return self._observer().differentiate(dataset, targets, weights, parameters, probes)
+
+    def _observed(
+        self, dataset: Dataset[Any] | None, indices: Tensor | None
+    ) -> tuple[Dataset[Any], Tensor]:
         assert self._loader is not None
         if dataset is None:
-            dataset, targets = self._loader.dataset, self.leader.targets
+            dataset, targets = self._loader.dataset, self.targets
         else:
             targets = targets_of(dataset)
-        observer = Observer(
+        if indices is None:
+            return dataset, targets
+        return Subset(dataset, indices.tolist()), targets[indices]
+
+    def _observer(self) -> Observer:
+        assert self.steering is not None
+        assert self._loader is not None
+        return Observer(
             self.trainer, self.module, self.steering, self._loader, self._nested_as_in_training
         )
-        return observer(dataset, targets, quantities)
 
     def validation_loaders(self) -> Any:
         """The validation loaders as the user gave them; set up now, if a resume has not yet."""
@@ -589,6 +651,30 @@ class Conductor:
         reduced: Tensor = self.trainer.strategy.reduce(values, reduce_op="sum")
         return reduced
 
+    @property
+    def global_batch_size(self) -> int:
+        """Examples in a batch of all ranks together."""
+        assert self.sampler is not None
+        return self.sampler.batch_size * self.sampler.num_replicas
+
+    def share_out(self, count: int, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """Do ``count`` pieces of work, each on one rank, and give all ranks all results.
+
+        Args:
+            count: How many pieces there are.
+            compute: Takes the numbers (k,) of some of them, k >= 0, and returns a row each.
+
+        Returns:
+            (count, ...), row i of piece i.
+        """
+        own = torch.arange(self.trainer.global_rank, count, self.trainer.world_size)
+        rows = compute(own)
+        if self.trainer.world_size == 1:
+            return rows
+        whole = torch.zeros(count, *rows.shape[1:], dtype=rows.dtype, device=self.module.device)
+        whole[own.to(whole.device)] = rows.to(whole.device)
+        return self.sum_over_ranks(whole).to(rows.device)
+
     # ---- the loop, in the order of its hooks ---------------------------------------------------
 
     def loaders_are_set_up(self) -> None:
@@ -667,18 +753,15 @@ class Conductor:
         if self._source.num_loaders > 1:
             return  # a batch of theirs cannot be made; methods that observe are refused
         count = min(self.num_examples, self._loader.batch_size or 1)
-        few = Subset(self._loader.dataset, range(count))
-        assert self.steering is not None
-        observer = Observer(
-            self.trainer, self.module, self.steering, self._loader, self._nested_as_in_training
-        )
-        observer(few, self.leader.targets[:count], ("logits",))
+        self.observe(("logits",), None, torch.arange(count))
 
     def batch_ends(self, batch: int) -> None:
         """Count the batch."""
         if self.steering is not None:
             self.steering.end_batch()
         self.progress.batches_done = batch + 1
+        for method in self.methods:
+            method.after_batch(batch)
         if self.progress.batches_done >= self.progress.batches or self._steps_are_done():
             for method in self.methods:
                 method.close(self.progress.epoch)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import lightning_robust
 from lightning_robust import (
+    CREST,
     DFR,
     JTT,
     MAT,
@@ -180,6 +181,29 @@ CASES: dict[type[Method], Case] = {
         keys=frozenset(),
         bad={"temperature": 0.0},
         variants=(lambda: MAT(biased_logits, temperature=1.0),),
+    ),
+    CREST: Case(
+        active=lambda: CREST(fraction=1.0, threshold=0.02, learned_interval=3, learned_loss=0.8),
+        neutral=lambda: CREST(start_epoch=99),
+        keys=frozenset(
+            f"crest/{quantity}"
+            for quantity in (
+                "rho",
+                "updates",
+                "interval",
+                "kept_fraction",
+                "stale_batches",
+                "selection_seconds",
+                "approximation_seconds",
+                "check_seconds",
+            )
+        ),
+        bad={"fraction": 1.5},
+        variants=(
+            lambda: CREST(fraction=0.6, parameters="head", num_probes=2, start_epoch=1),
+            lambda: CREST(fraction=1.0, threshold=10.0, subset_size=40, learned_interval=None),
+        ),
+        lengths=(48, 48, 48, 48),
     ),
 }
 

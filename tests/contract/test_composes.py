@@ -9,7 +9,6 @@ import torch
 
 from lightning_robust import ContractError, GroupBalance, GroupDRO, GroupMetrics, RNGState
 from lightning_robust.callbacks._base import Method
-from lightning_robust.sampling import SamplingPlan
 
 from .cases import CASES
 from .harness import Idle, Run, checkpoints, loader
@@ -145,9 +144,33 @@ def test_votes_that_exclude_each_other_are_refused():
         Run([NobodyFirst(), NobodySecond()], InlineLoss)
 
 
-def test_whole_batches_with_votes_are_refused():
-    with pytest.raises(ContractError, match="whole batches cannot be combined"):
-        SamplingPlan(4, weights=torch.ones(4), batches=torch.tensor([[0, 1]]))
+class Supplies(Method):
+    """Supplies one batch of the loader's size."""
+
+    num_batches = 1
+
+    def supply(self, plan):
+        self.plan = plan
+        return self
+
+    def batch(self, number):
+        return self.plan.order(torch.Generator())[:16]
+
+
+class AlsoSupplies(Supplies):
+    """And so does this."""
+
+
+def test_two_that_supply_whole_batches_are_refused_by_name():
+    with pytest.raises(ContractError, match="Supplies and AlsoSupplies each supply whole batches"):
+        Run([Supplies(), AlsoSupplies()], InlineLoss)
+
+
+def test_a_supply_draws_from_what_the_votes_make():
+    run = Run([Supplies(), NobodyFirst()], InlineLoss)
+    for epoch in range(3):
+        assert len(run.trace.epoch(epoch)) == 16
+        assert max(run.trace.epoch(epoch)) < 30
 
 
 def test_a_vote_multiplies_before_balancing():
