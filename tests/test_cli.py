@@ -102,8 +102,8 @@ class Recorder(Callback):
 def test_a_run_reports_the_last_epoch_and_the_first_best_one(monkeypatch):
     recorders = []
 
-    def record(seed: int) -> list[Callback]:
-        recorders.append(Recorder(seed))
+    def record(at: demo.Setting) -> list[Callback]:
+        recorders.append(Recorder(at.seed))
         return recorders[-1:]
 
     monkeypatch.setitem(demo.METHODS, "ERM", record)

@@ -2,7 +2,8 @@
 
 Settings are those of the coloured-digits benchmark: SGD with learning rate .05, momentum .9, weight
 decay 1e-3, batches of 64, 40 epochs. Accuracies are fractions of the test split, in which every
-digit wears every colour.
+digit wears every colour. The command's own comparison is of the methods in ``QUICK``;
+:mod:`lightning_robust.reproduce.demo_all` has all of ``METHODS``.
 """
 
 from __future__ import annotations
@@ -26,10 +27,23 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_robust import SPARE, ClassBalance, GroupBalance, GroupDRO, GroupMetrics
+from lightning_robust import (
+    DFR,
+    JTT,
+    MAT,
+    PDE,
+    SPARE,
+    ClassBalance,
+    GroupBalance,
+    GroupDRO,
+    GroupMetrics,
+    ImportanceTempering,
+    ImportanceWeighting,
+    Subsample,
+)
 from lightning_robust.contracts import ContractError, check_integer
 from lightning_robust.data import ColouredDigits, ColouredDigitsDataModule
-from lightning_robust.models import Classifier, SmallConvNet
+from lightning_robust.models import Classifier, CrossRisk, SmallConvNet, cross_risk
 from lightning_robust.randomness import isolated
 from lightning_robust.reproduce.report import aligned, in_percent, require_matplotlib
 
@@ -38,14 +52,66 @@ EPOCHS = 40
 SEEDS = (0, 1, 2)
 JOBS = min(2, os.cpu_count() or 1)
 
-METHODS: dict[str, Callable[[int], list[Callback]]] = {
-    "ERM": lambda seed: [],
-    "ClassBalance": lambda seed: [ClassBalance(seed=seed)],
-    "GroupBalance": lambda seed: [GroupBalance(seed=seed)],
-    "GroupDRO": lambda seed: [GroupDRO(step_size=0.01, balanced_sampling=True, seed=seed)],
-    "SPARE": lambda seed: [SPARE(separation_epoch=4, max_clusters=5, seed=seed)],
+TWIN_EPOCHS = 10  #: Epochs of XRM's twins, whatever the number of epochs after them.
+PDE_FACTOR = 11
+"""PDE trains this many times the epochs, on 50 to 250 of the 1,200 images: less than the others."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the callbacks of a method may depend on.
+
+    Args:
+        seed: Seed of data, initial weights and draws.
+        correlation: Share of a class that wears its own colour in training.
+        epochs: Number of epochs of plain training.
+    """
+
+    seed: int
+    correlation: float
+    epochs: int
+
+    def network(self) -> SmallConvNet:
+        """The network with its initial weights; the global generator is left as found."""
+        with isolated():
+            torch.manual_seed(self.seed)
+            return SmallConvNet()
+
+    def cross_risk(self) -> CrossRisk:
+        """What XRM finds in the training set."""
+        dataset = ColouredDigits("train", self.correlation, self.seed)
+        return cross_risk(self.network(), dataset, epochs=TWIN_EPOCHS, seed=self.seed)
+
+
+METHODS: dict[str, Callable[[Setting], list[Callback]]] = {
+    "ERM": lambda at: [],
+    "ClassBalance": lambda at: [ClassBalance(seed=at.seed)],
+    "GroupBalance": lambda at: [GroupBalance(seed=at.seed)],
+    "GroupDRO": lambda at: [GroupDRO(step_size=0.01, balanced_sampling=True, seed=at.seed)],
+    "SPARE": lambda at: [SPARE(separation_epoch=4, max_clusters=5, seed=at.seed)],
+    "ImportanceWeighting": lambda at: [ImportanceWeighting()],
+    "ImportanceTempering": lambda at: [ImportanceTempering()],
+    "NormalisedTempering": lambda at: [ImportanceTempering(power=0.5, normalise=True)],
+    "Subsample": lambda at: [Subsample(seed=at.seed)],
+    "PDE": lambda at: [
+        PDE(
+            warmup_epochs=(PDE_FACTOR - 1) * at.epochs,
+            interval=max(1, at.epochs // 10),
+            num_new=20,
+            seed=at.seed,
+        )
+    ],
+    "JTT": lambda at: [JTT(identification_epochs=3, upweight=20, seed=at.seed)],
+    "DFR": lambda at: [DFR(seed=at.seed)],
+    "MAT": lambda at: [MAT(at.cross_risk().held_out, temperature=0.1)],
+    "XRM+GroupDRO": lambda at: [
+        GroupDRO(at.cross_risk().groups, step_size=0.01, balanced_sampling=True, seed=at.seed)
+    ],
 }
-"""The callbacks of each method, made anew for each seed."""
+"""The callbacks of each method, made anew for each run."""
+
+QUICK = ("ERM", "ClassBalance", "GroupBalance", "GroupDRO", "SPARE")
+"""The methods that the demo compares unless others are asked for."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +121,18 @@ class Run:
     Args:
         method: A key of ``METHODS``.
         seed: Seed of data, initial weights and draws.
+        correlation: Share of a class that wears its own colour in training.
         worst_group_acc: Worst-group accuracy after the last epoch.
         acc: Accuracy after the last epoch.
         best_val_worst_group_acc: Worst-group accuracy after the epoch whose *validation*
             worst-group accuracy is highest, the first such epoch.
         group_acc: Accuracy of each group after the last epoch, by group name.
-        seconds: Wall-clock time of training, validation included.
+        seconds: Wall-clock time of training, with validation and what goes before it.
     """
 
     method: str
     seed: int
+    correlation: float
     worst_group_acc: float
     acc: float
     best_val_worst_group_acc: float
@@ -102,28 +170,28 @@ def train(
         method: A key of ``METHODS``.
         seed: Seed of data, initial weights and draws.
         correlation: Share of a class that wears its own colour in training.
-        epochs: Number of epochs; SPARE separates after the fourth.
+        epochs: Number of epochs of plain training; PDE has more, and shorter ones.
 
     Raises:
         ContractError: If an argument is refused.
     """
+    setting = Setting(seed, correlation, epochs)
     datamodule = ColouredDigitsDataModule(correlation, seed=seed, batch_size=64)
-    with isolated():
-        torch.manual_seed(seed)
-        model = Classifier(SmallConvNet(), learning_rate=0.05, momentum=0.9, weight_decay=1e-3)
+    model = Classifier(setting.network(), learning_rate=0.05, momentum=0.9, weight_decay=1e-3)
     with TemporaryDirectory() as folder, _quiet():
+        start = time.perf_counter()
+        callbacks = METHODS[method](setting)
         best = ModelCheckpoint(folder, monitor="val/worst_group_acc", mode="max")
         trainer = Trainer(
             accelerator="cpu",
             devices=1,
-            max_epochs=epochs,
-            callbacks=[*METHODS[method](seed), GroupMetrics(stages=("val", "test")), best],
+            max_epochs=PDE_FACTOR * epochs if method == "PDE" else epochs,
+            callbacks=[*callbacks, GroupMetrics(stages=("val", "test")), best],
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        start = time.perf_counter()
         trainer.fit(model, datamodule)
         seconds = time.perf_counter() - start
         [last_epoch] = trainer.test(model, datamodule, verbose=False)
@@ -134,6 +202,7 @@ def train(
     return Run(
         method=method,
         seed=seed,
+        correlation=correlation,
         worst_group_acc=last_epoch["test/worst_group_acc"],
         acc=last_epoch["test/acc"],
         best_val_worst_group_acc=best_epoch["test/worst_group_acc"],
@@ -179,37 +248,31 @@ def train_all(
                 future.cancel()
 
 
-def run(
-    methods: Sequence[str] = tuple(METHODS),
-    seeds: Sequence[int] = SEEDS,
+def compare(
+    methods: Sequence[str],
+    seeds: Sequence[int],
     *,
     correlation: float = 0.95,
     epochs: int = EPOCHS,
     jobs: int = JOBS,
-    output: Path | None = None,
 ) -> list[Run]:
-    """Train methods with seeds, print how it goes and a table, and write what was found.
+    """Train methods with seeds, print how it goes and a table.
 
     Args:
         methods: Names of methods, in any case.
         seeds: Seeds of data, initial weights and draws.
         correlation: Share of a class that wears its own colour in training.
-        epochs: Number of epochs.
+        epochs: Number of epochs of plain training.
         jobs: Runs at a time, each in a process with one thread; 1 stays in this process. What is
             found does not depend on it.
-        output: Folder for ``demo.json`` and ``demo.png``, made if need be; ``None`` writes nothing.
 
     Raises:
         ContractError: If an argument is refused.
-        ModuleNotFoundError: If ``output`` is given and matplotlib is missing.
     """
     tasks = [(name, seed) for name in method_names(methods) for seed in seeds]
     check_integer("epochs", epochs, minimum=1)
     check_integer("jobs", jobs, minimum=1)
     jobs = min(jobs, len(tasks))
-    if output is not None:
-        require_matplotlib()
-        output.mkdir(parents=True, exist_ok=True)
     groups = ColouredDigits("train", correlation, seeds[0]).groups
     smallest = int(torch.bincount(groups, minlength=25).min())
     print(
@@ -219,16 +282,48 @@ def run(
         f"Runs of {epochs} epochs: {len(tasks)}, {jobs} at a time.",
         flush=True,
     )
+    width = max(len(method) for method, _ in tasks)
     runs = []
     for run in train_all(tasks, jobs, correlation=correlation, epochs=epochs):
         runs.append(run)
         print(
-            f"{len(runs):>3}  {run.method:<12}  seed {run.seed}   "
+            f"{len(runs):>3}  {run.method:<{width}}  seed {run.seed}   "
             f"worst group {100 * run.worst_group_acc:5.1f}   average {100 * run.acc:5.1f}   "
             f"{run.seconds:4.1f} s",
             flush=True,
         )
-    print(f"\n{table(runs)}\n\n{group_table(runs)}")
+    print(f"\n{table(runs)}")
+    return runs
+
+
+def run(
+    methods: Sequence[str] = QUICK,
+    seeds: Sequence[int] = SEEDS,
+    *,
+    correlation: float = 0.95,
+    epochs: int = EPOCHS,
+    jobs: int = JOBS,
+    output: Path | None = None,
+) -> list[Run]:
+    """Compare methods, print a table of all groups, and write what was found.
+
+    Args:
+        methods: Names of methods, in any case.
+        seeds: Seeds of data, initial weights and draws.
+        correlation: Share of a class that wears its own colour in training.
+        epochs: Number of epochs of plain training.
+        jobs: Runs at a time, as in :func:`compare`.
+        output: Folder for ``demo.json`` and ``demo.png``, made if need be; ``None`` writes nothing.
+
+    Raises:
+        ContractError: If an argument is refused.
+        ModuleNotFoundError: If ``output`` is given and matplotlib is missing.
+    """
+    if output is not None:
+        require_matplotlib()
+        output.mkdir(parents=True, exist_ok=True)
+    runs = compare(methods, seeds, correlation=correlation, epochs=epochs, jobs=jobs)
+    print(f"\n{group_table(runs)}")
     if output is not None:
         (output / "demo.json").write_text(json.dumps(to_json(runs), indent=2) + "\n")
         plot(runs, correlation, output / "demo.png")
@@ -240,7 +335,7 @@ def to_json(runs: Sequence[Run]) -> dict[str, dict[str, dict[str, list[float]]]]
     """What ``demo.json`` holds: by method, one number a seed; accuracies are fractions.
 
     Example:
-        >>> found = Run("ERM", 0, 0.2, 0.7, 0.3, {"01_red": 0.2}, 4.0)
+        >>> found = Run("ERM", 0, 0.95, 0.2, 0.7, 0.3, {"01_red": 0.2}, 4.0)
         >>> to_json([found])["coloured_digits"]["ERM"]["acc"]
         [0.7]
     """
@@ -257,7 +352,7 @@ def table(runs: Sequence[Run]) -> str:
     """One line a method: mean ± standard deviation over seeds, accuracies in %.
 
     Example:
-        >>> print(table([Run("ERM", seed, 0.2, 0.7, 0.3, {}, 4.0) for seed in (0, 1)]))
+        >>> print(table([Run("ERM", seed, 0.95, 0.2, 0.7, 0.3, {}, 4.0) for seed in (0, 1)]))
         method  worst group  average     worst group at best val  seconds
         ERM     20.0 ± 0.0   70.0 ± 0.0  30.0 ± 0.0               4.0
     """
@@ -281,7 +376,8 @@ def group_table(runs: Sequence[Run]) -> str:
     """One line a group: accuracy of each method in %, mean ± standard deviation over seeds.
 
     Example:
-        >>> print(group_table([Run("ERM", 0, 0.2, 0.7, 0.3, {"01_red": 0.9, "01_lime": 0.2}, 4.0)]))
+        >>> by_group = {"01_red": 0.9, "01_lime": 0.2}
+        >>> print(group_table([Run("ERM", 0, 0.95, 0.2, 0.7, 0.3, by_group, 4.0)]))
         group    ERM
         01_red   90.0
         01_lime  20.0

@@ -65,6 +65,54 @@ class Examples(Dataset):
         return {"features": x, "label": y} if self.as_dict else (x, y)
 
 
+class Shortcut(Dataset):
+    """Three classes, a weak core feature and a strong one that is the class's in nine of ten.
+
+    It has no ``groups``: nobody but a test knows who is in the ``minority``.
+    """
+
+    def __init__(self, n: int = 300, *, share: float = 0.1, seed: int = 0) -> None:
+        random_source = torch.Generator().manual_seed(seed)
+        place = torch.arange(n)
+        self.targets = place % 3
+        self.minority = torch.rand(n, generator=random_source) < share
+        others = torch.randint(1, 3, (n,), generator=random_source)
+        shown = (self.targets + self.minority * others) % 3
+        self.x = 0.3 * torch.randn(n, NUM_FEATURES, generator=random_source)
+        self.x[place, 1 + shown] += 3.0
+        self.x[place, 4 + self.targets] += 0.7
+        self.x[:, 0] = place * _INDEX_UNIT
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.x[index], self.targets[index]
+
+
+class Recorded(nn.Module):
+    """A network that notes, of each training batch, what is done to the logits and gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(NUM_FEATURES, 8), nn.ReLU())
+        self.head = nn.Linear(8, 3)
+        self.indices: list[list[int]] = []
+        self.plain: list[Tensor] = []
+        self.steered: list[Tensor] = []
+        self.gradients: list[Tensor] = []  # with respect to the plain logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.body(x)
+        logits = self.head(features)
+        if self.training:
+            self.indices.append(indices_in([x]))
+            self.plain.append(F.linear(features, self.head.weight, self.head.bias).detach())
+            self.steered.append(logits.detach())
+            logits.register_hook(self.gradients.append)  # behind the hook that weighs it
+        return logits
+
+
 def indices_in(batch: Any) -> list[int]:
     """The dataset indices in a batch of :class:`Examples`, told by their first feature."""
     if isinstance(batch, dict) and "only" in batch:  # from a dictionary of one loader

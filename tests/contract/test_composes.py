@@ -3,22 +3,47 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from lightning_robust import ContractError, GroupBalance, GroupDRO, GroupMetrics, RNGState
+from lightning_robust import (
+    MAT,
+    PDE,
+    SPARE,
+    ContractError,
+    GroupBalance,
+    GroupDRO,
+    GroupMetrics,
+    ImportanceTempering,
+    RNGState,
+)
 from lightning_robust.callbacks._base import Method
+from lightning_robust.models import cross_risk
 
 from .cases import CASES
-from .harness import Idle, Run, checkpoints, loader
-from .modules import Examples, InlineLoss
+from .harness import BATCH_SIZE, Idle, Run, checkpoints, loader
+from .modules import Examples, InlineLoss, Recorded, Shortcut, network
 
-PAIRS = list(itertools.combinations(CASES, 2))
-IDS = ["-".join(method.__name__ for method in pair) for pair in PAIRS]
+PARTNERS = {SPARE, GroupDRO}
+"""Each method is tried with these always, and with all others among the slow tests.
+
+One observes, votes, starts again and changes what is drawn; the other steers, and keeps a state.
+"""
+
+PAIRS = [
+    pytest.param(
+        pair,
+        id="-".join(method.__name__ for method in pair),
+        marks=() if PARTNERS & set(pair) else pytest.mark.slow,
+    )
+    for pair in itertools.combinations(CASES, 2)
+]
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=IDS)
+@pytest.mark.parametrize("pair", PAIRS)
 def test_any_two_methods_in_any_order(pair):
     """Votes multiply and hooks add up: the order of the callbacks does not matter."""
     runs = [Run([CASES[m].active() for m in order], InlineLoss) for order in (pair, reversed(pair))]
@@ -31,7 +56,7 @@ def test_any_two_methods_in_any_order(pair):
         assert keys <= set(runs[0].trainer.callback_metrics)
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=IDS)
+@pytest.mark.parametrize("pair", PAIRS)
 def test_votes_multiply(pair):
     methods = [CASES[m].active() for m in pair]
     run = Run([*methods, spy := VoteSpy(methods)], InlineLoss)
@@ -60,7 +85,7 @@ class VoteSpy(Method):
             self.checked += 1
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=IDS)
+@pytest.mark.parametrize("pair", PAIRS)
 def test_two_resume_together(pair, tmp_path):
     def methods():
         return [CASES[m].active() for m in pair]
@@ -177,3 +202,114 @@ def test_a_vote_multiplies_before_balancing():
     """Half the examples, balanced by group over all: the draws stay within the half."""
     run = Run([NobodyFirst(), GroupBalance()], InlineLoss)
     assert max(run.trace.epoch(0)) < 30
+
+
+class Plans(Method):
+    """Keeps the weights that each epoch is drawn by."""
+
+    def reset(self):
+        self.of_epoch = []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        super().on_train_epoch_start(trainer, pl_module)
+        self.of_epoch.append(self.conductor.sampler.plan.weights)
+
+
+def recorded(*methods, data, **settings) -> tuple[Run, Recorded, Plans]:
+    run = Run(
+        [*methods, plans := Plans()], lambda: InlineLoss(Recorded()), loader(data), **settings
+    )
+    seen = run.module.net
+    assert len(seen.plain) == len(seen.gradients) == len(run.trace.batches)
+    assert seen.indices == [batch for _, _, batch in run.trace.batches]
+    return run, seen, plans
+
+
+def test_pde_chooses_while_tempering_scales():
+    """Batches come from PDE's set; margins are those of the whole training set."""
+    data = Examples()
+    counts = data.groups.bincount()
+    assert len(counts.unique()) > 2
+    pde = PDE(warmup_epochs=1, interval=1, num_new=9, seed=0)
+    run, seen, _ = recorded(pde, ImportanceTempering(power=1.0), data=data)
+
+    first, second, third = (set(run.trace.epoch(epoch)) for epoch in range(3))
+    assert data.groups[list(first)].bincount().tolist() == [counts.min()] * len(counts)
+    assert first < second < third
+    assert [len(second - first), len(third - second)] == [9, 9]
+    for indices, plain, steered in zip(seen.indices, seen.plain, seen.steered, strict=True):
+        for row, index in enumerate(indices):
+            scale = counts[data.groups[index]] / counts.max()
+            torch.testing.assert_close(steered[row], plain[row] * scale)
+
+
+def test_spare_draws_while_mat_shifts():
+    """SPARE separates after an epoch and starts again; MAT shifts before and after it alike."""
+    data = Shortcut()
+    shown = data.x[:, 1:4].argmax(1)
+    held_out = 4.0 * F.one_hot(shown, 3)  # a model that goes by the shortcut
+    spare = SPARE(1, num_clusters=2, power=1.0, seed=0)
+    run, seen, plans = recorded(spare, MAT(held_out, temperature=1.0), data=data, max_epochs=4)
+
+    assert plans.of_epoch[0] is None
+    assert sorted(run.trace.epoch(0)) == list(range(len(data)))
+    parts = data.targets * (int(spare.clusters.max()) + 1) + spare.clusters
+    sizes = parts.bincount()
+    assert (sizes > 0).sum() == 6
+    for weights in plans.of_epoch[1:]:  # each cluster is drawn as often as any other
+        assert torch.allclose(weights * sizes[parts], torch.full_like(weights, len(data) / 6))
+    drawn = torch.tensor([i for epoch in (1, 2, 3) for i in run.trace.epoch(epoch)])
+    assert parts[drawn].bincount()[sizes > 0].float() / len(drawn) == pytest.approx(1 / 6, abs=0.05)
+    share = data.minority[drawn].float().mean()
+    assert share > 2 * data.minority.float().mean()  # so MAT's shift meets other examples
+
+    says = torch.tensor([[0.0] * 3] * 3, dtype=torch.float64)
+    q = held_out.double().softmax(1)
+    for index, target in enumerate(data.targets):
+        says[:, target] += q[index]
+    expected = (q @ (says / says.sum(1, keepdim=True))).log()
+    for indices, plain, steered in zip(seen.indices, seen.plain, seen.steered, strict=True):
+        shift, wanted = (steered - plain).double(), expected[indices]
+        shift, wanted = shift - shift.mean(1, keepdim=True), wanted - wanted.mean(1, keepdim=True)
+        torch.testing.assert_close(shift, wanted, rtol=0, atol=0.01)  # half precision
+    assert expected.std() > 0.5
+
+
+def test_group_dro_plays_and_weighs_the_groups_xrm_infers():
+    """Nobody annotated anything: the sampler and the gradients go by XRM's groups."""
+    data, test = Shortcut(), Shortcut(600, share=2 / 3, seed=1)
+    found = cross_risk(network(), data, epochs=4, batch_size=BATCH_SIZE)
+    ids, step_size = found.groups.ids, 0.1
+    assert torch.equal(ids % 2 == 1, data.minority)
+    dro = GroupDRO(found.groups, step_size=step_size, balanced_sampling=True, seed=0)
+    run, seen, plans = recorded(dro, data=data, max_epochs=12)
+
+    sizes = ids.bincount()
+    for weights in plans.of_epoch:
+        assert torch.allclose(weights * sizes[ids], torch.full_like(weights, len(data) / 6))
+    q = [1 / 6] * 6
+    for batch, indices in enumerate(seen.indices):
+        losses = [[] for _ in q]
+        for row, index in enumerate(indices):
+            loss = F.cross_entropy(seen.plain[batch][row], data.targets[index])
+            losses[ids[index]].append(float(loss))
+        for group, of_group in enumerate(losses):
+            if of_group:
+                q[group] *= math.exp(step_size * sum(of_group) / len(of_group))
+        q = [part / sum(q) for part in q]
+        one_hot = F.one_hot(data.targets[indices], 3)
+        gradient = (seen.steered[batch].softmax(1) - one_hot) / len(indices)
+        weight = [len(indices) * q[g] / len(losses[g]) for g in ids[indices].tolist()]
+        wanted = gradient * torch.tensor(weight).unsqueeze(1)
+        torch.testing.assert_close(seen.gradients[batch], wanted, rtol=1e-3, atol=1e-6)
+    assert max(q) > 1.2 / 6
+
+    plain = Run([], lambda: InlineLoss(Recorded()), loader(data), max_epochs=12)
+    assert worst_of_two(run, test) > worst_of_two(plain, test) + 0.1
+
+
+def worst_of_two(run: Run, test: Shortcut) -> float:
+    """Accuracy of the worse of majority and minority."""
+    with torch.no_grad():
+        right = (run.module.eval().net(test.x).argmax(1) == test.targets).float()
+    return min(float(right[test.minority].mean()), float(right[~test.minority].mean()))

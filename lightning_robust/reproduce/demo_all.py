@@ -1,0 +1,162 @@
+"""All methods on coloured digits, at two correlations: worst group against average.
+
+Settings and quantities are those of :mod:`lightning_robust.reproduce.demo`; ``docs/demo.md`` has
+the table and says what was found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any
+
+from lightning_robust.reproduce.demo import (
+    EPOCHS,
+    JOBS,
+    METHODS,
+    SEEDS,
+    Run,
+    compare,
+)
+from lightning_robust.reproduce.report import check_run, write
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CORRELATIONS = (0.95, 0.9)
+
+TOLD = {
+    "targets only": ("#0f766e", ("ERM", "ClassBalance", "SPARE", "JTT", "MAT", "XRM+GroupDRO")),
+    "groups of the validation set": ("#7c3aed", ("DFR",)),
+    "groups of the training set": (
+        "#c2410c",
+        (
+            "GroupBalance",
+            "GroupDRO",
+            "ImportanceWeighting",
+            "ImportanceTempering",
+            "NormalisedTempering",
+            "Subsample",
+            "PDE",
+        ),
+    ),
+}
+"""What a method is told beside the images: its colour in the figure, and the methods."""
+
+
+def run(
+    methods: Sequence[str] = tuple(METHODS),
+    seeds: Sequence[int] = SEEDS,
+    *,
+    correlations: Sequence[float] = CORRELATIONS,
+    epochs: int = EPOCHS,
+    jobs: int = JOBS,
+    output: Path | None = None,
+) -> list[Run]:
+    """Compare methods at each correlation, print a table of each, and write what was found.
+
+    Args:
+        methods: Names of methods, in any case.
+        seeds: Seeds of data, initial weights and draws.
+        correlations: Shares of a class that wear its own colour in training.
+        epochs: Number of epochs of plain training.
+        jobs: Runs at a time; what is found does not depend on it.
+        output: Folder for ``demo-all.json``, one entry a run, and ``demo-all.png``; ``None`` writes
+            nothing.
+
+    Raises:
+        ContractError: If an argument is refused.
+        ModuleNotFoundError: If ``output`` is given and matplotlib is missing.
+    """
+    check_run(seeds, output)
+    runs: list[Run] = []
+    for correlation in correlations:
+        runs += compare(methods, seeds, correlation=correlation, epochs=epochs, jobs=jobs)
+        print(flush=True)
+    if output is not None:
+        write("demo-all", runs, output, lambda figure: plot(runs, figure))
+    return runs
+
+
+def plot(runs: Sequence[Run], figure: Figure) -> None:
+    """Draw a panel a correlation: a point a method, means over seeds, bars one deviation.
+
+    Args:
+        runs: What was trained.
+        figure: An empty figure with constrained layout.
+    """
+    correlations = list(dict.fromkeys(run.correlation for run in runs))
+    figure.set_size_inches(7.2 * len(correlations), 5.6)
+    panels = figure.subplots(1, len(correlations), squeeze=False)[0]
+    for panel, correlation in zip(panels, correlations, strict=True):
+        _panel(panel, [run for run in runs if run.correlation == correlation])
+        panel.set_title(f"{100 * correlation:g} % of each class in its own colour", fontsize=11)
+    methods = {run.method for run in runs}
+    for told, (colour, those) in TOLD.items():
+        if methods & set(those):
+            panels[0].plot([], [], "o", color=colour, label=told)
+    panels[0].legend(title="The method is told", frameon=False, fontsize=9, title_fontsize=9)
+
+
+def _panel(panel: Any, runs: Sequence[Run]) -> None:
+    """One correlation; the labels stand in a column beside the points, tied to them by lines."""
+    points = {}
+    for method in dict.fromkeys(run.method for run in runs):
+        average = [100 * run.acc for run in runs if run.method == method]
+        worst = [100 * run.worst_group_acc for run in runs if run.method == method]
+        points[method] = mean(average), mean(worst), _deviation(average), _deviation(worst)
+    colours = {method: colour for colour, those in TOLD.values() for method in those}
+    left = min(x - dx for x, _, dx, _ in points.values())
+    right = max(x + dx for x, _, dx, _ in points.values())
+    span = max(right - left, 10.0)
+    column = right + 0.08 * span
+    heights = apart([y for _, y, _, _ in points.values()], gap=6.0)
+    for (method, (x, y, dx, dy)), height in zip(points.items(), heights, strict=True):
+        colour = colours[method]
+        panel.errorbar(x, y, dy, dx, "o", color=colour, ms=6, elinewidth=1, capsize=2, zorder=3)
+        panel.plot([x, column], [y, height], color=colour, lw=0.6, alpha=0.5, zorder=2)
+        panel.text(column, height, f" {method}", color=colour, va="center", fontsize=9)
+    panel.set_xlim(left - 0.06 * span, column + 0.42 * span)
+    panel.set_ylim(-6, 106)
+    panel.set_xticks([tick for tick in range(0, 101, 10) if left - 0.06 * span <= tick <= right])
+    panel.set_yticks(range(0, 101, 20))
+    panel.set_xlabel("average test accuracy, %")
+    panel.set_ylabel("accuracy of the worst of 25 groups, %")
+    panel.grid(color="#e5e7eb", lw=0.8)
+    panel.set_axisbelow(True)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def apart(heights: Sequence[float], gap: float) -> list[float]:
+    """Heights moved as little as need be, so that any two differ by ``gap`` or more.
+
+    The order is kept. Neighbours too close are joined to a block around the mean of what its
+    members want, until no two blocks touch: least squares under the constraint.
+
+    Args:
+        heights: Where each label would like to be.
+        gap: Smallest distance between two.
+
+    Example:
+        >>> apart([10.0, 50.0, 10.0], gap=4.0)
+        [8.0, 50.0, 12.0]
+    """
+    order = sorted(range(len(heights)), key=lambda number: heights[number])
+    blocks: list[tuple[float, int]] = []  # mean of height - gap * rank, number of members
+    for rank, number in enumerate(order):
+        wish, size = heights[number] - gap * rank, 1
+        while blocks and blocks[-1][0] > wish:
+            before, members = blocks.pop()
+            wish = (before * members + wish * size) / (members + size)
+            size += members
+        blocks.append((wish, size))
+    wishes = [wish for wish, size in blocks for _ in range(size)]
+    placed = [0.0] * len(heights)
+    for rank, number in enumerate(order):
+        placed[number] = wishes[rank] + gap * rank
+    return placed
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return stdev(values) if len(values) > 1 else 0.0
