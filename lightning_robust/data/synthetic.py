@@ -90,3 +90,141 @@ class MemorizableGaussians(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """The features (2 + num_noise,) of one example, and its class."""
         return self.features[index], int(self.targets[index])
+
+
+class NoisyCoreGaussians(Dataset[tuple[Tensor, int]]):
+    """Core features that are mostly noise, and spurious ones that are nearly free of it.
+
+    The synthetic data of Sagawa et al. (ICML 2020, https://arxiv.org/abs/2005.04345), and Eq. 8 of
+    importance tempering: with y and a in {-1, +1}, the features are ``N(y, core_variance)`` and
+    ``strength * N(a, spurious_variance)``, ``num_features`` coordinates of each. Both classes are
+    equally large. In training, a equals y in a share ``correlation`` of each class, as nearly as
+    the count allows; in testing all four groups are equally large.
+
+    Args:
+        split: ``"train"`` or ``"test"``.
+        num_examples: n.
+        num_features: d, the coordinates of either kind.
+        correlation: Share of training examples whose a is y, in [0, 1].
+        core_variance: Variance of a core coordinate.
+        spurious_variance: Variance of a spurious coordinate, before ``strength``.
+        strength: Factor > 0 on the spurious coordinates.
+        seed: Draws everything.
+
+    Attributes:
+        features: (n, 2 num_features) float32: core, spurious.
+        targets: (n,) int64, 0 for y = -1 and 1 for y = +1.
+        groups: (n,) int64, ``2 * target + (a is +1)``.
+        group_names: ``"y=-1,a=-1"`` and so on.
+
+    Raises:
+        ContractError: If an argument is refused.
+
+    Example:
+        >>> dataset = NoisyCoreGaussians(num_examples=200, num_features=3)
+        >>> features, target = dataset[0]
+        >>> tuple(features.shape), torch.bincount(dataset.groups).tolist()
+        ((6,), [90, 10, 10, 90])
+    """
+
+    group_names: tuple[str, ...] = ("y=-1,a=-1", "y=-1,a=+1", "y=+1,a=-1", "y=+1,a=+1")
+
+    def __init__(
+        self,
+        split: Literal["train", "test"] = "train",
+        *,
+        num_examples: int = 3000,
+        num_features: int = 100,
+        correlation: float = 0.9,
+        core_variance: float = 100.0,
+        spurious_variance: float = 1.0,
+        strength: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        check_choice("split", split, ("train", "test"))
+        check_integer("num_examples", num_examples, minimum=1)
+        check_integer("num_features", num_features, minimum=1)
+        check_in_range("correlation", correlation, 0, 1)
+        check_at_least("core_variance", core_variance, 0)
+        check_at_least("spurious_variance", spurious_variance, 0)
+        check_positive("strength", strength)
+        draw = generator(seed, f"noisy core gaussians: {split}")
+        agreement = correlation if split == "train" else 0.5
+        order = torch.randperm(num_examples, generator=draw)
+        y = torch.where(order % 2 == 0, -1.0, 1.0)
+        a = torch.where(order // 2 < round(agreement * num_examples / 2), y, -y)
+        noise = torch.randn(2, num_examples, num_features, generator=draw)
+        core = y[:, None] + core_variance**0.5 * noise[0]
+        spurious = strength * (a[:, None] + spurious_variance**0.5 * noise[1])
+        self.features = torch.cat([core, spurious], 1)
+        self.targets = (y > 0).long()
+        self.groups = 2 * self.targets + (a > 0)
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """The features (2 num_features,) of one example, and its class."""
+        return self.features[index], int(self.targets[index])
+
+
+class SeparableClouds(Dataset[tuple[Tensor, int]]):
+    """Two classes in the plane, one larger than the other, that a line through 0 separates.
+
+    Class 0, the majority, is uniform in a disc around (-.5, -1.5), class 1, the minority, in one
+    around (1, .6). Either is near some of the separating lines and far from others, so that it
+    matters which class is to be kept further away.
+
+    Args:
+        num_majority: Examples of class 0.
+        num_minority: Examples of class 1.
+        radius: Of the discs, in (0, .75], which keeps the classes apart.
+        seed: Draws everything.
+
+    Attributes:
+        features: (n, 2) float64.
+        targets: (n,) int64.
+        groups: (n,) int64, the same as the targets.
+        group_names: ``"majority"`` and ``"minority"``.
+
+    Raises:
+        ContractError: If an argument is refused.
+
+    Example:
+        >>> dataset = SeparableClouds(num_majority=3, num_minority=1)
+        >>> tuple(dataset.features.shape), dataset.targets.tolist()
+        ((4, 2), [0, 0, 0, 1])
+    """
+
+    group_names: tuple[str, ...] = ("majority", "minority")
+
+    def __init__(
+        self,
+        *,
+        num_majority: int = 40,
+        num_minority: int = 10,
+        radius: float = 0.6,
+        seed: int = 0,
+    ) -> None:
+        check_integer("num_majority", num_majority, minimum=1)
+        check_integer("num_minority", num_minority, minimum=1)
+        check_positive("radius", radius)
+        check_in_range("radius", radius, 0, 0.75)
+        draw = generator(seed, "separable clouds")
+        sizes = torch.tensor([num_majority, num_minority])
+        self.targets = torch.arange(2).repeat_interleave(sizes)
+        self.groups = self.targets.clone()
+        uniform = torch.rand(2, len(self.targets), generator=draw, dtype=torch.float64)
+        distance, angle = radius * uniform[0].sqrt(), 2 * torch.pi * uniform[1]
+        centres = torch.tensor([[-0.5, -1.5], [1.0, 0.6]], dtype=torch.float64)
+        offsets = distance[:, None] * torch.stack([angle.cos(), angle.sin()], 1)
+        self.features = centres[self.targets] + offsets
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """The two features of one example, and its class."""
+        return self.features[index], int(self.targets[index])

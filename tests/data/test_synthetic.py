@@ -4,7 +4,11 @@ import pytest
 import torch
 
 from lightning_robust.contracts import ContractError, groups_of, targets_of
-from lightning_robust.data.synthetic import MemorizableGaussians
+from lightning_robust.data.synthetic import (
+    MemorizableGaussians,
+    NoisyCoreGaussians,
+    SeparableClouds,
+)
 
 
 def test_features_have_the_means_and_deviations_of_setup_2_1():
@@ -48,3 +52,51 @@ def test_it_is_a_data_set_of_the_contract():
 def test_bad_arguments_are_refused(argument, value):
     with pytest.raises(ContractError, match=argument):
         MemorizableGaussians(**{argument: value})
+
+
+def test_core_and_spurious_features_have_the_moments_of_equation_8():
+    data = NoisyCoreGaussians(
+        num_examples=4000, num_features=30, core_variance=25.0, spurious_variance=0.25, strength=3.0
+    )
+    assert data.features.shape == (4000, 60)
+    y, a = 2.0 * data.targets - 1, 2.0 * (data.groups % 2) - 1
+    core, spurious = data.features[:, :30], data.features[:, 30:]
+    assert (core - y[:, None]).mean().abs() < 0.05
+    assert (core - y[:, None]).std() == pytest.approx(5.0, rel=0.01)
+    assert (spurious - 3 * a[:, None]).mean().abs() < 0.02
+    assert (spurious - 3 * a[:, None]).std() == pytest.approx(1.5, rel=0.01)
+    assert torch.bincount(data.groups).tolist() == [1800, 200, 200, 1800]
+    assert torch.equal(data.groups // 2, data.targets)
+    test = NoisyCoreGaussians("test", num_examples=400)
+    assert torch.bincount(test.groups).tolist() == [100] * 4
+
+
+def test_a_line_through_zero_separates_the_clouds():
+    data = SeparableClouds(num_majority=3000, num_minority=1000, radius=0.75)
+    assert torch.bincount(data.targets).tolist() == [3000, 1000]
+    assert torch.equal(data.groups, data.targets)
+    centres = torch.tensor([[-0.5, -1.5], [1.0, 0.6]])
+    distance = (data.features - centres[data.targets]).norm(dim=1)
+    assert distance.max() <= 0.75
+    assert (distance < 0.375).double().mean() == pytest.approx(0.25, abs=0.03)  # uniform by area
+    sign = 2 * data.targets - 1
+    normal = torch.tensor([0.6, 0.8]).double()
+    assert (sign * (data.features @ normal)).min() > 0
+
+
+@pytest.mark.parametrize(
+    ("dataset", "argument", "value"),
+    [
+        (NoisyCoreGaussians, "split", "val"),
+        (NoisyCoreGaussians, "num_features", 0),
+        (NoisyCoreGaussians, "correlation", -0.1),
+        (NoisyCoreGaussians, "core_variance", -1),
+        (NoisyCoreGaussians, "strength", 0),
+        (SeparableClouds, "num_minority", 0),
+        (SeparableClouds, "radius", 0),
+        (SeparableClouds, "radius", 0.8),
+    ],
+)
+def test_bad_arguments_of_the_others_are_refused(dataset, argument, value):
+    with pytest.raises(ContractError, match=argument):
+        dataset(**{argument: value})
