@@ -12,9 +12,11 @@ from lightning_robust.callbacks.group_metrics import GroupMetrics
 from lightning_robust.callbacks.importance_tempering import ImportanceTempering
 from lightning_robust.callbacks.importance_weighting import ImportanceWeighting
 from lightning_robust.callbacks.jtt import JTT
+from lightning_robust.callbacks.loss_trajectory import LossTrajectory
 from lightning_robust.callbacks.mat import MAT
 from lightning_robust.callbacks.pde import PDE
 from lightning_robust.callbacks.rng_state import RNGState
+from lightning_robust.callbacks.s2l import S2L
 from lightning_robust.callbacks.spare import SPARE
 from lightning_robust.callbacks.subsample import Subsample
 
@@ -39,6 +41,7 @@ __all__ = [
     "JTT",
     "MAT",
     "PDE",
+    "S2L",
     "SPARE",
     "AdjustedAccuracy",
     "AnnotatedDataset",
@@ -53,6 +56,7 @@ __all__ = [
     "Groups",
     "ImportanceTempering",
     "ImportanceWeighting",
+    "LossTrajectory",
     "MeanGroupAccuracy",
     "OverallAccuracy",
     "RNGState",

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from lightning_robust.contracts import ContractError
 from lightning_robust.functional.gradients import gradient_and_curvature, logit_gradients
+from lightning_robust.functional.logits import sequence_losses
 from lightning_robust.randomness import isolated
 from lightning_robust.steering import HeadHook, class_logits
 
@@ -107,7 +108,59 @@ class Observer:
             raise ContractError(
                 f"quantities {sorted(unknown)} are unknown; choose from {QUANTITIES}"
             )
-        num_examples = len(targets)
+
+        def rows(indices: Tensor, batch: Any) -> dict[str, Tensor]:
+            features, logits = self._until_head(batch)
+            _check_rows(logits, indices)
+            return _quantities(features, logits, targets[indices], quantities)
+
+        return Observation(**self._pass(dataset, len(targets), rows, quantities, batch_size, dtype))
+
+    def sequences(
+        self, dataset: Dataset[Any], token_labels: str, reduction: Literal["mean", "sum"]
+    ) -> Tensor:
+        """The loss of each example of a causal language model, (n,) float32 on the CPU.
+
+        Args:
+            dataset: Map-style, of n examples that ``training_step`` understands.
+            token_labels: The key of the batch that holds the labels (B, T).
+            reduction: See :func:`~lightning_robust.functional.logits.sequence_losses`.
+
+        Raises:
+            ContractError: The batch has no such key, the head did not run or returned no logits a
+                token, or losses are not finite.
+        """
+
+        def rows(indices: Tensor, batch: Any) -> dict[str, Tensor]:
+            if not isinstance(batch, Mapping) or token_labels not in batch:
+                held = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
+                raise ContractError(
+                    f"token_labels={token_labels!r} is not in the batch ({held}); name the key of "
+                    "the labels"
+                )
+            logits, labels = self._raw_logits(batch), batch[token_labels]
+            _check_rows(logits, indices)
+            if logits.shape[:-1] != labels.shape:
+                raise ContractError(
+                    f"the head returned {tuple(logits.shape)} for labels {tuple(labels.shape)}; "
+                    "name the module that returns logits (B, T, V) with head="
+                )
+            return {"losses": sequence_losses(logits, labels.to(logits.device), reduction)}
+
+        num_examples = len(dataset)  # type: ignore[arg-type]
+        found = self._pass(dataset, num_examples, rows, ("losses",), None, torch.float32)
+        return found["losses"]
+
+    def _pass(
+        self,
+        dataset: Dataset[Any],
+        num_examples: int,
+        rows_of: Callable[[Tensor, Any], dict[str, Tensor]],
+        quantities: Sequence[str],
+        batch_size: int | None,
+        dtype: torch.dtype,
+    ) -> dict[str, Tensor]:
+        """What ``rows_of`` makes of each batch, in dataset order, on every rank."""
         rank, world = self.trainer.global_rank, self.trainer.world_size
         indices = torch.arange(rank, num_examples, world)
         rows: dict[str, Tensor] = {}
@@ -117,15 +170,7 @@ class Observer:
             if world > 1:
                 self._share_buffers()
             for batch_indices, batch in self._batches(dataset, indices, size):
-                features, logits = self._until_head(batch)
-                if len(logits) != len(batch_indices):
-                    raise ContractError(
-                        f"the head returned {len(logits)} rows for {len(batch_indices)} examples; "
-                        "a collate_fn or training_step that adds or drops examples cannot be "
-                        "observed by index"
-                    )
-                seen = _quantities(features, logits, targets[batch_indices], quantities)
-                for name, values in seen.items():
+                for name, values in rows_of(batch_indices, batch).items():
                     if name not in rows:
                         rows[name] = torch.zeros(num_examples, *values.shape[1:], dtype=dtype)
                     rows[name][batch_indices] = values.to("cpu", dtype)
@@ -139,7 +184,7 @@ class Observer:
                     "infinity): the model has diverged or the input is broken; lower the learning "
                     "rate or clean the data"
                 )
-        return Observation(**rows)
+        return rows
 
     def differentiate(
         self,
@@ -213,10 +258,10 @@ class Observer:
         try:
             self._step(batch)
         except _HeadHasRun:
-            pass
+            return seen[0]
         finally:
             handle.remove()
-        return seen[0]
+        raise self._head_did_not_run()
 
     def last_to_run(self, dataset: Dataset[Any], candidates: Mapping[str, nn.Module]) -> str | None:
         """Which candidate head runs last in a training step and depends on all that ran before.
@@ -310,7 +355,10 @@ class Observer:
         finally:
             HeadHook.alone = None
             self.hook.readers.remove(leave)
-        raise ContractError(
+        raise self._head_did_not_run()
+
+    def _head_did_not_run(self) -> ContractError:
+        return ContractError(
             f"head ({type(self.hook.head).__name__}) did not run in training_step; name the module "
             "that returns the logits with head="
         )
@@ -347,6 +395,14 @@ class Observer:
                 rows[name] = torch.zeros((num_examples, width)[: 1 + bool(width)], dtype=dtype)
             for chunk in rows[name].split(_ROWS_A_REDUCTION):
                 chunk.copy_(strategy.reduce(chunk.to(device), reduce_op="sum"))
+
+
+def _check_rows(logits: Tensor, indices: Tensor) -> None:
+    if len(logits) != len(indices):
+        raise ContractError(
+            f"the head returned {len(logits)} rows for {len(indices)} examples; a collate_fn or "
+            "training_step that adds or drops examples cannot be observed by index"
+        )
 
 
 def _quantities(

@@ -235,8 +235,8 @@ def find_head(
     """The module that returns the logits.
 
     In this order: the module named ``head``; what timm's ``get_classifier`` returns, or the
-    ``classifier`` or ``score`` of a Hugging Face model; the one ``Linear`` with an output a class
-    (or one output for two classes); among several of those the last that runs.
+    ``classifier``, ``score`` or output embedding of a Hugging Face model; the one ``Linear`` with
+    an output a class (or one output for two classes); among several of those the last that runs.
 
     Args:
         module: The whole network.
@@ -306,6 +306,8 @@ def _conventional_heads(modules: dict[str, nn.Module]) -> Iterator[tuple[str, nn
             heads = [child.get_classifier()]  # type: ignore[operator]
         elif hasattr(getattr(child, "config", None), "num_labels"):  # Hugging Face
             heads = [getattr(child, "classifier", None), getattr(child, "score", None)]
+            if callable(getattr(child, "get_output_embeddings", None)):  # a language model
+                heads.append(child.get_output_embeddings())  # type: ignore[operator]
         for candidate in heads:
             if isinstance(candidate, nn.Linear) and id(candidate) in names:
                 yield names[id(candidate)], candidate

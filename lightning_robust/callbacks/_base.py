@@ -14,7 +14,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -511,6 +511,20 @@ class Conductor:
         dataset, targets = self._observed(dataset, indices)
         return self._observer()(dataset, targets, quantities)
 
+    def observe_sequences(
+        self,
+        token_labels: str,
+        reduction: Literal["mean", "sum"],
+        dataset: Dataset[Any] | None = None,
+        indices: Tensor | None = None,
+    ) -> Tensor:
+        """Losses (n,) of a language model; see :meth:`Observer.sequences`."""
+        assert self._loader is not None
+        dataset = self._loader.dataset if dataset is None else dataset
+        if indices is not None:
+            dataset = Subset(dataset, indices.tolist())
+        return self._observer().sequences(dataset, token_labels, reduction)
+
     def differentiate(
         self,
         indices: Tensor,
@@ -750,8 +764,8 @@ class Conductor:
         """One batch before the first step: does the head run and return finite logits?"""
         self._head_was_tried = True
         assert self._loader is not None
-        if self._source.num_loaders > 1:
-            return  # a batch of theirs cannot be made; methods that observe are refused
+        if self._source.num_loaders > 1 or len(self.targets) == 0:
+            return  # no batch can be made, or none be told right; methods that observe are refused
         count = min(self.num_examples, self._loader.batch_size or 1)
         self.observe(("logits",), None, torch.arange(count))
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lightning_robust.contracts import ContractError, check_positive
 
@@ -203,8 +205,12 @@ def load_held_out(path: str | Path) -> Tensor:
     return table
 
 
-def load_plain(path: str | Path) -> object:
+def load_plain(path: str | Path, name: str = "held_out") -> object:
     """What ``torch.save`` wrote, tensors and plain values only, on the CPU.
+
+    Args:
+        path: The file.
+        name: The argument that was given the path.
 
     Raises:
         ContractError: There is no such file, or it is no such file.
@@ -214,8 +220,39 @@ def load_plain(path: str | Path) -> object:
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise ContractError(
-            f"held_out={str(path)!r} cannot be read ({reason}); give a file that torch.save wrote"
+            f"{name}={str(path)!r} cannot be read ({reason}); give a file that torch.save wrote"
         ) from error
+
+
+def sequence_losses(
+    logits: Tensor, labels: Tensor, reduction: Literal["mean", "sum"] = "mean"
+) -> Tensor:
+    """Loss of each sequence of a causal language model, in nats.
+
+    Position t predicts the label of position t + 1; labels of -100 do not count, as in Hugging
+    Face's models.
+
+    Args:
+        logits: (B, T, V).
+        labels: (B, T) int64, token numbers or -100.
+        reduction: ``"mean"`` over the tokens that count, or their ``"sum"`` (Eq. 3.3 of S2L).
+
+    Returns:
+        (B,); 0 for a sequence without a token that counts.
+
+    Example:
+        >>> logits = torch.zeros(1, 3, 4)
+        >>> sequence_losses(logits, torch.tensor([[-100, 2, 3]]))
+        tensor([1.3863])
+    """
+    tokens = functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(),
+        labels[:, 1:].flatten(),
+        reduction="none",
+        ignore_index=-100,
+    ).view(len(labels), -1)
+    total = tokens.sum(1)
+    return total if reduction == "sum" else total / (labels[:, 1:] != -100).sum(1).clamp(min=1)
 
 
 def _log_probs(logits: Tensor, temperature: float) -> Tensor:

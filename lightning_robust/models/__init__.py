@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning_robust.models.classifier import Classifier, SmallConvNet
+from lightning_robust.models.proxy import loss_trajectories
 from lightning_robust.models.xrm import (
     XRM,
     CrossRisk,
@@ -19,4 +20,5 @@ __all__ = [
     "cross_risk",
     "held_out_logits",
     "k_fold_logits",
+    "loss_trajectories",
 ]

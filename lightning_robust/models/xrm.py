@@ -570,19 +570,21 @@ def _folds(targets: Tensor, folds: int, draw: torch.Generator) -> Tensor:
     return fold_of
 
 
+def alone() -> dict[str, Any]:
+    """Arguments of a Trainer that trains quietly on one device, the one in use if there is one."""
+    return {
+        "devices": [torch.cuda.current_device()] if torch.cuda.is_available() else 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "plugins": [LightningEnvironment()],  # also inside a process that torchrun started
+    }
+
+
 def _fit(module: LightningModule, epochs: int) -> Trainer:
-    """Train on one device, the one in use if there is one, without a word."""
-    device = [torch.cuda.current_device()] if torch.cuda.is_available() else 1
     with silent():
-        trainer = Trainer(
-            devices=device,
-            max_epochs=epochs,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            plugins=[LightningEnvironment()],  # also inside a process that torchrun started
-        )
+        trainer = Trainer(max_epochs=epochs, **alone())
         trainer.fit(module)
     return trainer
 

@@ -17,12 +17,14 @@ from lightning_robust import (
     JTT,
     MAT,
     PDE,
+    S2L,
     SPARE,
     ClassBalance,
     GroupBalance,
     GroupDRO,
     ImportanceTempering,
     ImportanceWeighting,
+    LossTrajectory,
     Subsample,
 )
 from lightning_robust.callbacks._base import Method
@@ -43,6 +45,7 @@ class Case:
         variants: More active settings that go through other code.
         needs_groups: Settings under which it needs groups of the training set, if there are any.
         lengths: How many examples each of four epochs of ``active`` on ``Examples()`` has.
+        acts: Whether it changes training at all.
     """
 
     active: Callable[[], Method]
@@ -52,6 +55,7 @@ class Case:
     variants: tuple[Callable[[], Method], ...] = ()
     needs_groups: dict[str, Any] | None = None
     lengths: tuple[int, ...] = (60, 60, 60, 60)
+    acts: bool = True
 
 
 def biased_logits(dataset: Any) -> Tensor:
@@ -60,6 +64,12 @@ def biased_logits(dataset: Any) -> Tensor:
     num_classes = int(targets.max()) + 1
     wrong = torch.arange(len(targets)) % 3 == 0
     return 2.0 * F.one_hot((targets + wrong) % num_classes, num_classes)
+
+
+def some_trajectories(dataset: Any) -> Tensor:
+    """Losses over two times that depend on the target and on the place."""
+    targets = targets_of(dataset)
+    return torch.stack([targets, torch.arange(len(targets)) % 2], 1).double()
 
 
 CASES: dict[type[Method], Case] = {
@@ -204,6 +214,21 @@ CASES: dict[type[Method], Case] = {
             lambda: CREST(fraction=1.0, threshold=10.0, subset_size=40, learned_interval=None),
         ),
         lengths=(48, 48, 48, 48),
+    ),
+    LossTrajectory: Case(
+        active=LossTrajectory,
+        neutral=LossTrajectory,
+        keys=frozenset({"loss_trajectory/mean"}),
+        bad={"every_n_epochs": 0},
+        variants=(lambda: LossTrajectory(every_n_steps=3),),
+        acts=False,
+    ),
+    S2L: Case(
+        active=lambda: S2L(some_trajectories, fraction=0.4, num_clusters=4),
+        neutral=lambda: S2L(some_trajectories, fraction=1.0),
+        keys=frozenset({"s2l/num_examples"}),
+        bad={"fraction": 0.0},
+        lengths=(24, 24, 24, 24),
     ),
 }
 

@@ -87,6 +87,7 @@ def test_arguments_are_stored_unchanged(active):
         given = getattr(method, parameter.name)
         assert getattr(again, parameter.name) is given, parameter.name
         tables = ("groups", "attributes", "validation_groups", "clean_dataset", "held_out")
+        tables += ("trajectories", "sources")
         if parameter.name not in tables:
             assert type(given) in (int, float, bool, str, dict, type(None)), parameter.name
 
@@ -100,7 +101,8 @@ def test_declares_its_state(active):
     method = active()
     arguments = {p.name for p in parameters_of(type(method))}
     public = {name for name in vars(method) if not name.startswith("_")}
-    assert public - arguments - {"groups", "head", "seed", "needs_groups"} == set(method.state)
+    of_the_base = {"groups", "head", "seed", "needs_groups", "needs_targets"}
+    assert public - arguments - of_the_base == set(method.state)
 
 
 def test_a_bad_argument_is_refused_by_name(method, case):
