@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning_robust.data.coloured_digits import ColouredDigits, ColouredDigitsDataModule
+from lightning_robust.data.digit_pool import DigitPool
 from lightning_robust.data.synthetic import (
     MemorizableGaussians,
     NoisyCoreGaussians,
@@ -12,6 +13,7 @@ from lightning_robust.data.synthetic import (
 __all__ = [
     "ColouredDigits",
     "ColouredDigitsDataModule",
+    "DigitPool",
     "MemorizableGaussians",
     "NoisyCoreGaussians",
     "SeparableClouds",
