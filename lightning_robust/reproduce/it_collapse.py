@@ -230,7 +230,7 @@ def plot(runs: Sequence[Run], figure: Figure) -> None:
     colours = {"none": "#6b7280", "features": "#2563eb", "classifier": "#c2410c"}
     for axis, title, name in (
         (axes[0], "features", "feature_angle"),
-        (axes[1], "classifier", "classifier_angle"),
+        (axes[1], "rows of the classifier", "classifier_angle"),
     ):
         for on, colour in colours.items():
             here = [one for one in runs if one.on == on]
@@ -240,7 +240,7 @@ def plot(runs: Sequence[Run], figure: Figure) -> None:
             axis.plot(xs, [float(y.mean()) for y in ys], "o-", ms=4, color=colour, label=label)
             if name == ("classifier_angle" if on == "none" else "feature_angle"):
                 axis.axhline(PAPER[on], color=colour, ls="--", lw=1)
-        axis.set_title(f"between minority {title}", fontsize=11)
+        axis.set_title(f"minority's {title}", fontsize=11)
         axis.set_xscale("log")
         axis.set_xlabel("imbalance R")
         axis.spines[["top", "right"]].set_visible(False)
