@@ -1,4 +1,4 @@
-"""Figure 6 of importance tempering: the order of the best margins in panel (a)."""
+"""Figure 6 of importance tempering: which way the best margin moves."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def test_more_information_in_the_core_features_lowers_the_best_margin():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("panel", PANELS)
-def test_the_order_of_the_paper(panel):
-    """Of the ends of each panel, by the smallest margin within two points of the best."""
+def test_the_smallest_margin_close_to_the_best_moves_as_the_paper_says(panel):
+    """Remark 5. The best one itself moves in panel (a) only, as the docstring says."""
     settings = (PANELS[panel][0], PANELS[panel][-1])
     runs = [run for setting in settings for seed in range(3) for run in measure(*setting, seed)]
     low, high = (best_margins(runs, setting)[1] for setting in settings)
