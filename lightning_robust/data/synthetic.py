@@ -172,8 +172,8 @@ class NoisyCoreGaussians(Dataset[tuple[Tensor, int]]):
 class SeparableClouds(Dataset[tuple[Tensor, int]]):
     """Two classes in the plane, one larger than the other, that a line through 0 separates.
 
-    Class 0, the majority, is uniform in a disc around (-.5, -1.5), class 1, the minority, in one
-    around (1, .6). Either is near some of the separating lines and far from others, so that it
+    Class 0, the majority, is uniform in a disc around (-.8, 1.1), class 1, the minority, in one
+    around (.8, 1.1). A separating line that turns away from one turns towards the other, so that it
     matters which class is to be kept further away.
 
     Args:
@@ -217,7 +217,7 @@ class SeparableClouds(Dataset[tuple[Tensor, int]]):
         self.groups = self.targets.clone()
         uniform = torch.rand(2, len(self.targets), generator=draw, dtype=torch.float64)
         distance, angle = radius * uniform[0].sqrt(), 2 * torch.pi * uniform[1]
-        centres = torch.tensor([[-0.5, -1.5], [1.0, 0.6]], dtype=torch.float64)
+        centres = torch.tensor([[-0.8, 1.1], [0.8, 1.1]], dtype=torch.float64)
         offsets = distance[:, None] * torch.stack([angle.cos(), angle.sin()], 1)
         self.features = centres[self.targets] + offsets
 

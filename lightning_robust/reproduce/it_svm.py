@@ -180,7 +180,7 @@ def plot(runs: Sequence[Run], figure: Figure) -> None:
     """The data of the first seed, and for each margin the boundary that training and SVM give."""
     first = [one for one in runs if one.seed == runs[0].seed]
     data = SeparableClouds(seed=runs[0].seed)
-    figure.set_size_inches(3.2 * len(first), 3.4)
+    figure.set_size_inches(3.2 * len(first), 3.3)
     axes = figure.subplots(1, len(first), sharex=True, sharey=True, squeeze=False)[0]
     for axis, one in zip(axes, first, strict=True):
         for target, (name, colour) in enumerate((("majority", "#2563eb"), ("minority", "#c2410c"))):
@@ -193,7 +193,9 @@ def plot(runs: Sequence[Run], figure: Figure) -> None:
             axis.axline((0, 0), (y, -x), label=name, **style)
         axis.set_title(f"margins {one.margin:g} and 1\ncosine {one.cosine:.5f}", fontsize=11)
         axis.set_aspect("equal")
-        axis.set_xlim(-2.2, 2.2)
-        axis.set_ylim(-2.4, 1.6)
+        axis.set_xlim(-1.7, 1.7)
+        axis.set_ylim(-0.1, 2.5)
+        axis.set_xticks([-1, 0, 1])
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False, fontsize=8, loc="upper left")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside lower center", ncols=4)

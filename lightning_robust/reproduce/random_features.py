@@ -250,7 +250,7 @@ def plot_by_width(runs: Sequence[Run], figure: Figure) -> None:
         axis.set_xlabel("random features")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("test error (%)")
-    axes[0].set_ylim(0, 75)
+    axes[0].set_ylim(0, 85)
     handles, labels = axes[0].get_legend_handles_labels()
     axes[1].legend(
         handles,
