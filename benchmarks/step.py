@@ -1,9 +1,15 @@
-"""What the seams add to a training step, in percent: ``python benchmarks/step.py``.
+"""What the seams and two methods add to a training step: ``python benchmarks/step.py``.
 
 CPU time, one thread. The contestants take turns in one process, in another order each round. A
 run's time a step is the median over its steps, from the start of one ``training_step`` to the start
-of the next, so all of Lightning's loop and all hooks are in it. Each round gives a ratio to the
-plain run of that round; the table has the median ratio and the middle half of the rounds.
+of the next, so all of Lightning's loop and all hooks are in it. Each round gives a ratio and a
+difference to the plain run of that round; the tables have their medians and the middle half of the
+rounds.
+
+What is added does not depend on the network: the same Python runs, on logits of the same shape.
+The milliseconds that it adds to the step of the MLP, which is short and steady, are therefore the
+direct cost, and the last table says what they are in percent of the CNN's step, where they drown in
+the noise of the convolutions. The MLP has four times as many rounds.
 """
 
 from __future__ import annotations
@@ -27,7 +33,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_robust import GroupMetrics
+from lightning_robust import MAT, GroupMetrics, ImportanceTempering
 from lightning_robust.callbacks._base import Method
 from lightning_robust.models.classifier import SmallConvNet
 
@@ -88,14 +94,20 @@ class IdleSteering(Method):
         """Nothing."""
 
 
-CONTESTANTS: dict[str, Callable[[], list[Callback]]] = {
-    "plain": list,
-    "an empty callback": lambda: [Callback()],
-    "GroupMetrics": lambda: [GroupMetrics(stages=["train"])],
-    "PlanSampler (a method without opinion)": lambda: [Idle()],
-    "idle LogitSteering, with PlanSampler": lambda: [IdleSteering()],
-    "all together": lambda: [IdleSteering(), GroupMetrics(stages=["train"])],
+CONTESTANTS: dict[str, Callable[[int], list[Callback]]] = {
+    "plain": lambda n: [],
+    "an empty callback": lambda n: [Callback()],
+    "GroupMetrics": lambda n: [GroupMetrics(stages=["train"])],
+    "PlanSampler (a method without opinion)": lambda n: [Idle()],
+    "idle LogitSteering, with PlanSampler": lambda n: [IdleSteering()],
+    "ImportanceTempering": lambda n: [ImportanceTempering()],
+    "MAT": lambda n: [MAT(torch.randn(n, NUM_CLASSES))],
+    "idle LogitSteering and GroupMetrics": lambda n: [
+        IdleSteering(),
+        GroupMetrics(stages=["train"]),
+    ],
 }
+"""The callbacks of each, for n training examples."""
 NETWORKS: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
     "small CNN, 3x32x32 images": ((3, 32, 32), lambda: SmallConvNet(NUM_CLASSES, 3, 32)),
     "MLP 784-256-10": (
@@ -137,7 +149,8 @@ def measure(name: str, rounds: int, steps: int) -> dict[str, list[float]]:
     for round_ in range(rounds + 1):
         shuffler.shuffle(order)
         for contestant in order:
-            seconds = statistics.median(run(network(), shape, CONTESTANTS[contestant](), steps))
+            callbacks = CONTESTANTS[contestant](steps * BATCH_SIZE)
+            seconds = statistics.median(run(network(), shape, callbacks, steps))
             if round_:  # the first round warms up
                 times[contestant].append(seconds)
     return times
@@ -146,19 +159,32 @@ def measure(name: str, rounds: int, steps: int) -> dict[str, list[float]]:
 def table(times: dict[str, list[float]]) -> str:
     """Return one network's times as a Markdown table."""
     lines = [
-        "| | ms a step | more than plain, median | middle half of the rounds |",
-        "|---|---|---|---|",
+        "| | ms a step | more than plain, ms | middle half | in percent | middle half |",
+        "|---|---|---|---|---|---|",
     ]
     for contestant, seconds in times.items():
-        ratios = [100 * (a / b - 1) for a, b in zip(seconds, times["plain"], strict=True)]
-        low, _, high = statistics.quantiles(ratios, n=4)
-        cells = (
-            ("", "")
-            if contestant == "plain"
-            else (f"{statistics.median(ratios):+.1f} %", f"{low:+.1f} to {high:+.1f} %")
-        )
-        milliseconds = 1e3 * statistics.median(seconds)
-        lines.append(f"| {contestant} | {milliseconds:.2f} | {cells[0]} | {cells[1]} |")
+        pairs = list(zip(seconds, times["plain"], strict=True))
+        cells = [f"{1e3 * statistics.median(seconds):.2f}"]
+        if contestant != "plain":
+            for values, form in (
+                ([1e3 * (a - b) for a, b in pairs], "+.3f"),
+                ([100 * (a / b - 1) for a, b in pairs], "+.1f"),
+            ):
+                low, middle, high = (f"{x:{form}}" for x in statistics.quantiles(values, n=4))
+                cells += [middle, f"{low} to {high}"]
+        cells += [""] * (5 - len(cells))
+        lines.append(f"| {contestant} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def direct(short: dict[str, list[float]], long: dict[str, list[float]]) -> str:
+    """Return what the short step's extra time is of the long step, as a Markdown table."""
+    whole = statistics.median(long["plain"])
+    lines = ["| | added, ms | of a step of the CNN |", "|---|---|---|"]
+    for contestant, seconds in short.items():
+        if contestant != "plain":
+            added = statistics.median(a - b for a, b in zip(seconds, short["plain"], strict=True))
+            lines.append(f"| {contestant} | {1e3 * added:+.3f} | {100 * added / whole:+.2f} % |")
     return "\n".join(lines)
 
 
@@ -184,8 +210,12 @@ def main() -> None:
     arguments = parser.parse_args()
     quiet()
     print(f"{machine()}; {arguments.rounds} rounds of {arguments.steps} steps, batch {BATCH_SIZE}")
-    for name in NETWORKS:
-        print(f"\n**{name}**\n\n{table(measure(name, arguments.rounds, arguments.steps))}")
+    times = {}
+    for name, rounds in zip(NETWORKS, (arguments.rounds, 4 * arguments.rounds), strict=True):
+        times[name] = measure(name, rounds, arguments.steps)
+        print(f"\n**{name}**\n\n{table(times[name])}", flush=True)
+    long, short = times.values()
+    print(f"\n**direct cost**\n\n{direct(short, long)}")
 
 
 if __name__ == "__main__":

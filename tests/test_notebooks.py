@@ -11,6 +11,27 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 CLAIMS = {
     "01_quickstart": "assert mean_of_last_epochs(robust.worst) >= mean_of_last_epochs(plain.worst)"
     " + 0.1\nassert mean_of_last_epochs(robust.average) >= mean_of_last_epochs(plain.average)",
+    "02_spurious_correlations": """
+worst = {"plain": plain, "spare": with_spare, "mat": best_epoch, "mat_last": last_epoch}
+worst = {name: found["test/worst_group_acc"] for name, found in worst.items()}
+print(worst)
+assert worst["plain"] == by_group[min(by_group, key=by_group.get)] < 0.45
+assert worst["spare"] >= worst["plain"] + 0.15
+assert worst["mat"] >= worst["plain"] + 0.2
+assert small[minority].float().mean() > 0.9
+assert inferred[minority].float().mean() > 0.9
+assert minority[inferred].float().mean() > 0.7
+diagonal = [v for k, v in by_group.items() if test_set.group_names.index(k) % 6 == 0]
+assert min(diagonal) > 0.85
+assert best.best_model_score > 0.6
+""",
+    "03_write_your_own_method": """
+assert average(hard_first) >= average(plain) + 0.05
+assert recall > 0.8
+assert difference < 1e-3
+assert (orders[0] - weights(Nothing())).abs().max() > 0.01
+assert neutral
+""",
 }
 """What must hold at the end of each notebook, in its own words."""
 

@@ -7,6 +7,8 @@ import math
 
 import pytest
 import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.nn import functional as F
 
 from lightning_robust import (
@@ -313,3 +315,45 @@ def worst_of_two(run: Run, test: Shortcut) -> float:
     with torch.no_grad():
         right = (run.module.eval().net(test.x).argmax(1) == test.targets).float()
     return min(float(right[test.minority].mean()), float(right[~test.minority].mean()))
+
+
+class Judge(Callback):
+    """Worst accuracy over class and minority, which only a test knows, after each epoch."""
+
+    def __init__(self, data: Shortcut) -> None:
+        self.data = data
+        self.worst: list[float] = []
+        self.logged: list[float] = []
+
+    def on_validation_start(self, trainer, pl_module):
+        if trainer.current_epoch == trainer.max_epochs - 1:  # so that an earlier one is the best
+            for parameter in pl_module.parameters():
+                parameter.data.zero_()
+
+    def on_validation_end(self, trainer, pl_module):
+        right = (pl_module.net(self.data.x).argmax(1) == self.data.targets).float()
+        groups = 2 * self.data.targets + self.data.minority
+        self.worst.append(min(float(right[groups == group].mean()) for group in range(6)))
+        self.logged.append(float(trainer.callback_metrics["val/worst_group_acc"]))
+
+
+def test_the_model_is_chosen_by_the_groups_xrm_infers(tmp_path):
+    """From data without groups to the checkpoint that serves its worst group best."""
+    data, val = Shortcut(), Shortcut(150, seed=1)
+    found = cross_risk(network(), data, val, epochs=4, batch_size=BATCH_SIZE)
+    best = ModelCheckpoint(tmp_path, monitor="val/worst_group_acc", mode="max")
+    judge = Judge(val)
+    run = Run(
+        [MAT(found.held_out), GroupMetrics({"val": found.val_groups}), judge, best],
+        InlineLoss,
+        loader(data),
+        loader(val, shuffle=False),
+        max_epochs=6,
+        num_sanity_val_steps=0,
+    )
+    assert judge.logged == pytest.approx(judge.worst)
+    assert len(set(judge.worst)) > 2
+    chosen = torch.load(best.best_model_path, weights_only=True)["epoch"]
+    assert chosen == judge.worst.index(max(judge.worst)) < 5
+    names = {key for key in run.trainer.callback_metrics if "group_acc/" in key}
+    assert names == {f"val/group_acc/{y}_{word}" for y in range(3) for word in ("right", "wrong")}
