@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from time import perf_counter
 from typing import Any, Literal
 
@@ -347,7 +348,7 @@ class CREST(Method):
             self.first_norm = norm
         else:
             interval = self.interval_factor * self.first_norm / norm if norm > 0 else most
-            self.interval = int(min(max(1, interval), most))
+            self.interval = math.ceil(min(max(1, interval), most))
             self.num_subsets = int(min(max(1, self.subsets_factor * self.interval), most))
         self._seconds["approximation"] += perf_counter() - start
 

@@ -190,7 +190,7 @@ def test_a_broken_model_is_renewed_and_the_interval_follows_the_hessian():
     assert method.updates > 3
     square = method.mean_square / (1 - 0.999**method.updates)
     interval = 2.0 * method.first_norm / float(square.sqrt().norm())
-    assert method.interval == min(max(1, int(interval)), N // B)
+    assert method.interval == math.ceil(min(max(1, interval), N // B))
 
 
 def test_examples_whose_loss_stayed_small_leave_and_are_not_drawn_again():
