@@ -90,3 +90,86 @@ class MemorizableGaussians(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """The features (2 + num_noise,) of one example, and its class."""
         return self.features[index], int(self.targets[index])
+
+
+class SpuriousPatches(Dataset[tuple[Tensor, int]]):
+    """A weak core patch, a strong spurious one and patches of noise, in any order.
+
+    Definition 2.1 of progressive data expansion (Deng et al., NeurIPS 2023): with y and a in
+    {-1, +1}, the patches of an example are ``core_strength * y * v_c``, ``spurious_strength * a *
+    v_s`` and Gaussian noise, where v_c and v_s are orthogonal unit vectors and a equals y with
+    probability ``correlation``, in training and testing alike.
+
+    Args:
+        split: ``"train"`` or ``"test"``.
+        num_examples: n.
+        dimension: d of a patch, 2 or more.
+        num_patches: P, 2 or more; all but two are noise.
+        correlation: Alpha, share of examples whose a is y, in [0, 1].
+        core_strength: Beta_c > 0.
+        spurious_strength: Beta_s > 0.
+        noise_std: Standard deviation of each coordinate of a noise patch. The authors' notebooks
+            have 1/8; the sigma_p of .78 in Appendix A is .78 / sqrt(50) = .110.
+        seed: Draws everything; splits of one seed share v_c and v_s.
+
+    Attributes:
+        patches: (n, P, d) float32.
+        targets: (n,) int64, 0 for y = -1 and 1 for y = +1.
+        groups: (n,) int64, ``2 * target + (a is +1)``.
+        group_names: ``"y=-1,a=-1"`` and so on.
+        core: v_c, (d,).
+        spurious: v_s, (d,).
+
+    Raises:
+        ContractError: If an argument is refused.
+
+    Example:
+        >>> dataset = SpuriousPatches(num_examples=500)
+        >>> patches, target = dataset[0]
+        >>> tuple(patches.shape), int((dataset.groups == 3).sum()) > 150
+        ((3, 50), True)
+    """
+
+    group_names: tuple[str, ...] = MemorizableGaussians.group_names
+
+    def __init__(
+        self,
+        split: Literal["train", "test"] = "train",
+        *,
+        num_examples: int = 10_000,
+        dimension: int = 50,
+        num_patches: int = 3,
+        correlation: float = 0.98,
+        core_strength: float = 0.2,
+        spurious_strength: float = 1.0,
+        noise_std: float = 0.125,
+        seed: int = 0,
+    ) -> None:
+        check_choice("split", split, ("train", "test"))
+        check_integer("num_examples", num_examples, minimum=1)
+        check_integer("dimension", dimension, minimum=2)
+        check_integer("num_patches", num_patches, minimum=2)
+        check_in_range("correlation", correlation, 0, 1)
+        check_positive("core_strength", core_strength)
+        check_positive("spurious_strength", spurious_strength)
+        check_at_least("noise_std", noise_std, 0)
+        vectors = torch.randn(dimension, 2, generator=generator(seed, "spurious patches: vectors"))
+        self.core, self.spurious = torch.linalg.qr(vectors).Q.T
+        draw = generator(seed, f"spurious patches: {split}")
+        y = 2.0 * (torch.rand(num_examples, generator=draw) < 0.5) - 1
+        a = torch.where(torch.rand(num_examples, generator=draw) < correlation, y, -y)
+        patches = noise_std * torch.randn(num_examples, num_patches, dimension, generator=draw)
+        patches[:, 0] = core_strength * y[:, None] * self.core
+        patches[:, 1] = spurious_strength * a[:, None] * self.spurious
+        order = torch.rand(num_examples, num_patches, generator=draw).argsort(1)
+        self.patches = patches.gather(1, order[:, :, None].expand_as(patches))
+        self.targets = (y > 0).long()
+        self.groups = 2 * self.targets + (a > 0)
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """The patches (P, d) of one example, and its class."""
+        return self.patches[index], int(self.targets[index])

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 ARTIFACTS: dict[str, str] = {
     "mat-fig1": "lightning_robust.reproduce.mat_fig1",
+    "pde-table1": "lightning_robust.reproduce.pde_table1",
 }
 """Name on the command line to the module whose ``run(seeds, output=folder)`` reproduces it."""
