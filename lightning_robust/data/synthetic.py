@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Literal
 
 import torch
@@ -23,12 +24,14 @@ class MemorizableGaussians(Dataset[tuple[Tensor, int]]):
 
     Setup 2.1 of memorization-aware training (Pezeshki et al., ICLR 2025): with y and a in {-1, +1},
     the features are ``(N(y, std^2), strength * N(a, std^2), noise)``, where a equals y with
-    probability ``correlation`` in training and 1/2 in testing.
+    probability ``correlation`` in training and 1/2 in testing. Its Appendix E has two spurious
+    features, each with an a of its own.
 
     Args:
         split: ``"train"`` or ``"test"``.
         num_examples: n.
         num_noise: How many noise dimensions there are.
+        num_spurious: k, how many spurious features, alike and independent given y.
         correlation: Share of training examples whose a is y, in [0, 1].
         strength: Gamma > 0, which makes the spurious feature the faster to learn.
         std: Standard deviation of both features, before ``strength``.
@@ -36,10 +39,11 @@ class MemorizableGaussians(Dataset[tuple[Tensor, int]]):
         seed: Draws everything.
 
     Attributes:
-        features: (n, 2 + num_noise) float32: core, spurious, noise.
+        features: (n, 1 + k + num_noise) float32: core, spurious, noise.
         targets: (n,) int64, 0 for y = -1 and 1 for y = +1.
-        groups: (n,) int64, ``2 * target + (a is +1)``.
-        group_names: ``"y=-1,a=-1"`` and so on.
+        groups: (n,) int64, ``2 * target + (a is +1)``; with more features their bits follow.
+        group_names: ``"y=-1,a=-1"`` and so on; with more features ``"y=-1,a=-1-1"``.
+        agreements: (n,) int64, how many a are y, 0 to k.
 
     Raises:
         ContractError: If an argument is refused.
@@ -51,7 +55,7 @@ class MemorizableGaussians(Dataset[tuple[Tensor, int]]):
         ((22,), True)
     """
 
-    group_names: tuple[str, ...] = ("y=-1,a=-1", "y=-1,a=+1", "y=+1,a=-1", "y=+1,a=+1")
+    group_names: tuple[str, ...]
 
     def __init__(
         self,
@@ -59,6 +63,7 @@ class MemorizableGaussians(Dataset[tuple[Tensor, int]]):
         *,
         num_examples: int = 1000,
         num_noise: int = 1800,
+        num_spurious: int = 1,
         correlation: float = 0.9,
         strength: float = 5.0,
         std: float = 0.12,
@@ -68,6 +73,7 @@ class MemorizableGaussians(Dataset[tuple[Tensor, int]]):
         check_choice("split", split, ("train", "test"))
         check_integer("num_examples", num_examples, minimum=1)
         check_integer("num_noise", num_noise)
+        check_integer("num_spurious", num_spurious, minimum=1)
         check_in_range("correlation", correlation, 0, 1)
         check_positive("strength", strength)
         check_at_least("std", std, 0)
@@ -75,20 +81,30 @@ class MemorizableGaussians(Dataset[tuple[Tensor, int]]):
         draw = generator(seed, f"memorizable gaussians: {split}")
         agreement = correlation if split == "train" else 0.5
         y = 2.0 * (torch.rand(num_examples, generator=draw) < 0.5) - 1
-        a = torch.where(torch.rand(num_examples, generator=draw) < agreement, y, -y)
+        agrees = torch.rand(num_spurious, num_examples, generator=draw) < agreement
+        a = torch.where(agrees, y, -y)
         core = y + std * torch.randn(num_examples, generator=draw)
-        spurious = strength * (a + std * torch.randn(num_examples, generator=draw))
+        spurious = strength * (a + std * torch.randn(num_spurious, num_examples, generator=draw))
         noise = noise_std * torch.randn(num_examples, num_noise, generator=draw)
-        self.features = torch.cat([core[:, None], spurious[:, None], noise], 1)
+        self.features = torch.cat([core[:, None], spurious.T, noise], 1)
         self.targets = (y > 0).long()
-        self.groups = 2 * self.targets + (a > 0)
+        self.agreements = agrees.sum(0)
+        self.groups = self.targets
+        for attribute in a:
+            self.groups = 2 * self.groups + (attribute > 0)
+        signs = ("-1", "+1")
+        self.group_names = tuple(
+            f"y={label},a={''.join(attributes)}"
+            for label in signs
+            for attributes in product(signs, repeat=num_spurious)
+        )
 
     def __len__(self) -> int:
         """Number of examples."""
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """The features (2 + num_noise,) of one example, and its class."""
+        """The features (1 + k + num_noise,) of one example, and its class."""
         return self.features[index], int(self.targets[index])
 
 
@@ -130,7 +146,7 @@ class SpuriousPatches(Dataset[tuple[Tensor, int]]):
         ((3, 50), True)
     """
 
-    group_names: tuple[str, ...] = MemorizableGaussians.group_names
+    group_names: tuple[str, ...] = ("y=-1,a=-1", "y=-1,a=+1", "y=+1,a=-1", "y=+1,a=+1")
 
     def __init__(
         self,

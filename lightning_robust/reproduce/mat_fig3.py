@@ -94,7 +94,11 @@ def train(panel: str, seed: int = 0, *, max_steps: int = 50_000) -> Run:
     inputs = torch.cat([x[:, None], noise], 1)
     with isolated(seed):
         network = nn.Sequential(
-            nn.Linear(1 + NUM_NOISE, 300), nn.Tanh(), nn.Linear(300, 300), nn.Tanh(), nn.Linear(300, 1)
+            nn.Linear(1 + NUM_NOISE, 300),
+            nn.Tanh(),
+            nn.Linear(300, 300),
+            nn.Tanh(),
+            nn.Linear(300, 1),
         )
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     for step in range(1, max_steps + 1):
@@ -182,10 +186,14 @@ def plot(runs: Sequence[Run], figure: Figure) -> None:
         one = next(one for one in runs if one.panel == panel)
         truth = true_function(torch.tensor(one.grid)).tolist()
         axis.plot(one.grid, truth, "--", color="#9ca3af", lw=2, label="true function")
-        axis.plot(one.grid, one.fitted, color="#2563eb", lw=2, label="fitted, noise dimensions at 0")
+        axis.plot(
+            one.grid, one.fitted, color="#2563eb", lw=2, label="fitted, noise dimensions at 0"
+        )
         axis.scatter(one.x, one.labels, s=22, c="#c2410c", zorder=3, label="training points")
         noise = f"std {NOISE[panel]:g}" if NOISE[panel] else "none"
-        axis.set_title(f"{panel}: noise dimensions {noise}\nclean error {one.clean_error:.3f}", fontsize=10)
+        axis.set_title(
+            f"{panel}: noise dimensions {noise}\nclean error {one.clean_error:.3f}", fontsize=10
+        )
         axis.set_xlabel("x")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("y")

@@ -29,6 +29,22 @@ def test_in_the_test_split_the_spurious_feature_says_nothing():
     assert torch.equal(data.groups // 2, data.targets)
 
 
+def test_two_spurious_features_are_alike_and_independent_given_y():
+    data = MemorizableGaussians(num_examples=20_000, num_noise=1, num_spurious=2)
+    y = 2.0 * data.targets - 1
+    first, second = (2.0 * (data.groups // place % 2) - 1 for place in (2, 1))
+    for a, feature in ((first, data.features[:, 1]), (second, data.features[:, 2])):
+        assert (feature - 5 * a).mean().abs() < 0.03
+        assert (feature - 5 * a).std() == pytest.approx(0.6, rel=0.03)
+    agreements = (first == y).long() + (second == y).long()
+    assert torch.equal(data.agreements, agreements)
+    shares = torch.bincount(agreements) / 20_000
+    torch.testing.assert_close(shares, torch.tensor([0.01, 0.18, 0.81]), atol=0.01, rtol=0)
+    assert data.group_names[5] == "y=+1,a=-1+1"
+    example = int((data.groups == 5).nonzero()[0])
+    assert (y[example], first[example], second[example]) == (1, -1, 1)
+
+
 def test_it_is_a_data_set_of_the_contract():
     data = MemorizableGaussians(num_examples=50, num_noise=3)
     assert torch.equal(targets_of(data), data.targets)

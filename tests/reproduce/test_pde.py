@@ -28,9 +28,7 @@ def test_the_network_is_equation_2_3():
     patches = torch.randn(2, 4, 7)
     weight, bias = network.filters.weight, network.filters.bias
     for example, (zero, logit) in zip(patches, network(patches), strict=True):
-        by_hand = sum(
-            (weight[j] @ patch + bias[j]) ** 3 for j in range(3) for patch in example
-        )
+        by_hand = sum((weight[j] @ patch + bias[j]) ** 3 for j in range(3) for patch in example)
         assert zero == 0
         assert float(logit) == pytest.approx(float(by_hand), rel=1e-4, abs=1e-8)
     assert pde_table1.CubicNetwork(7, 3, biased=False).filters.bias is None
@@ -42,7 +40,9 @@ def test_accuracies_over_two_groups_and_four():
     logits = torch.nn.functional.one_hot(test.targets ^ wrong.long(), 2).float()
     of_two, of_four, acc = pde_table1.accuracies(lambda patches: logits, test)
     assert of_four == 0
-    assert of_two == pytest.approx(float((test.groups == 2).sum() / (wrong | (test.groups == 2)).sum()))
+    assert of_two == pytest.approx(
+        float((test.groups == 2).sum() / (wrong | (test.groups == 2)).sum())
+    )
     assert acc == pytest.approx(1 - float(wrong.float().mean()))
 
 
