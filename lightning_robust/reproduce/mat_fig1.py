@@ -56,8 +56,8 @@ class Run:
         worst_group_acc: Of the groups of the test set, after the last step.
         acc: On the whole test set, after the last step.
         steps: The steps at which the curves were measured.
-        curves: Accuracies at ``steps``: ``"train"``, and ``"majority"`` (every a is y) and ``"minority"``
-            (no a is y) of the test set.
+        curves: Accuracies at ``steps``: ``"train"``, and of the test set ``"majority"`` (every a is
+            y) and ``"minority"`` (no a is y).
     """
 
     panel: str

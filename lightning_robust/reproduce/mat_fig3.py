@@ -103,10 +103,10 @@ def train(panel: str, seed: int = 0, *, max_steps: int = 50_000) -> Run:
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     for step in range(1, max_steps + 1):
         loss = F.mse_loss(network(inputs).squeeze(1), labels)
-        if float(loss) < TOLERANCE:
+        if step == max_steps or float(loss.detach()) < TOLERANCE:
             break
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     with torch.no_grad():
         fitted = network(F.pad(grid[:, None], (0, NUM_NOISE))).squeeze(1)
@@ -116,7 +116,7 @@ def train(panel: str, seed: int = 0, *, max_steps: int = 50_000) -> Run:
         panel=panel,
         seed=seed,
         clean_error=float(error),
-        loss=float(loss),
+        loss=float(loss.detach()),
         steps=step,
         x=x.tolist(),
         labels=labels.tolist(),

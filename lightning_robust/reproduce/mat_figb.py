@@ -1,4 +1,4 @@
-"""MAT, Appendix B (Figure 5): a weight leaves the limit of gradient descent alone, a shift does not.
+"""MAT, Appendix B (Figure 5): a weight leaves the limit of training alone, a shift does not.
 
 Pezeshki et al. (ICLR 2025): logistic regression with a bias on 100 standardised points of two
 Gaussians in the plane. For half of the examples of class +1 the loss is weighted by .1, or 2 |w| is
@@ -117,7 +117,8 @@ def train(loss: str, seed: int = 0, *, steps: int = STEPS) -> Run:
     shifts = torch.where(changed, SHIFT if loss == "shift" else 0.0, 0.0).double()
     w = torch.tensor([-0.01, 0.01], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    measured, path = [], []
+    measured: list[int] = []
+    path: list[list[float]] = []
     for step in range(1, steps + 1):
         logits = features @ w + bias + shifts * w.norm()
         value = (weights * F.softplus(-y * logits)).mean()
@@ -186,7 +187,7 @@ def plot(runs: Sequence[Run], figure: Figure) -> None:
     left, right = figure.subplots(1, 2)
     features, y, changed, _ = points(seed)
     for part, colour, label in (
-        (y < 0, "#9ca3af", "class −1"),
+        (y < 0, "#9ca3af", "class -1"),
         ((y > 0) & ~changed, "#2563eb", "class +1"),
         (changed, "#c2410c", "class +1, weighted or shifted"),
     ):

@@ -9,9 +9,18 @@ The table's "worst" is over two groups, a = y and a != y; here the worst of the 
 (y, a) stands beside it.
 
 Departures: the warm-up ends at a loss below .15 and not after 800 steps, which are not always
-enough; noise has a standard deviation of 1/8 a coordinate, as in the authors' notebooks; filters
-have a bias, which Eq. 2.3 does not, and PyTorch's initial values times .1 (see ``CubicNetwork``);
-expansions are random, as in Algorithm 1, where the notebooks add slices of one group.
+enough; noise has a standard deviation of 1/8 a coordinate, as in the authors' notebooks; expansions
+are random, as in Algorithm 1, where the notebooks add slices of one group; filters have a bias,
+which Eq. 2.3 does not, and PyTorch's initial values times .1.
+
+The biases were chosen after a look at the numbers. In prototypes, four networks without (N(0, s^2)
+with s of .1, .2 and .5, and .1 with doubled logits) ended Warmup+All at 1.6 to 5.5 %, six with them
+(all weights or not the biases times .1, one output or two) at 60 to 68 %, the paper at 74 %.
+
+Measured with seeds 0 to 2, worst of two groups: PDE 89.8 +- 2.0, average 94.7; Warmup+All 66.0 +-
+1.6; ERM 0.0 by gradient descent. The explanation by momentum does not reproduce: clearing it makes
+no difference (89.8), the balanced subset alone gets 92.0, PDE carried on to all data falls to 67.6,
+and ERM with momentum reaches 65.0 after 2,000 steps. The gain is where training stops.
 """
 
 from __future__ import annotations
@@ -94,9 +103,8 @@ class Run:
 class CubicNetwork(nn.Module):
     """Eq. 2.3: the sum over filters and patches of the cube of their inner product.
 
-    The biases are not in the paper. Without them, and with filters from N(0, .1^2), the core
-    feature is hardly learnt by ERM or kept by Warmup+All: see ``docs/methods/pde.md``. Cubes are
-    odd, so that one output of 40 filters is the same as two outputs of 20 each.
+    The biases are not in the paper. Cubes are odd, so that the difference of two outputs of 20
+    filters each is such a sum of 40 again.
 
     Args:
         dimension: d of a patch.
@@ -249,7 +257,7 @@ def train(row: str, seed: int = 0, *, biased: bool = True) -> Run:
     check_integer("seed", seed)
     core, spurious = (1.0, 0.2) if row.startswith("case 2") else (0.2, 1.0)
     splits = [
-        _Batched(split, core_strength=core, spurious_strength=spurious, seed=seed)  # type: ignore[arg-type]
+        _Batched(split, core_strength=core, spurious_strength=spurious, seed=seed)
         for split in ("train", "test")
     ]
     data, test = splits
