@@ -3,8 +3,8 @@
 Appendix E of Pezeshki et al. (ICLR 2025): Figure 1's set-up with a second spurious feature, as
 large and as correlated as the first, which makes eight groups. All constants are those of
 :mod:`~lightning_robust.reproduce.mat_fig1`; the paper names no others. It says that MAT is nearly
-perfect on all groups. Worst of eight groups here, in percent, seeds 0 to 2: @@. Nothing is
-asserted.
+perfect on all groups. Worst of eight groups here, seeds 0 to 2: ERM without noise 61.0 +- 24.6 %,
+ERM with noise 0, MAT 1.9 +- 2.0 %. Nothing is asserted.
 """
 
 from __future__ import annotations
@@ -82,4 +82,4 @@ def plot(runs: Sequence[Run], figure: Figure) -> None:
     mat_fig1.plot(runs, figure)
     labels = ("training", "test, both a = y", "test, both a ≠ y")
     lines = figure.axes[0].get_lines()
-    figure.axes[0].legend(lines, labels, frameon=False, fontsize=9, loc="lower right")
+    figure.axes[0].legend(lines, labels, frameon=False, fontsize=9, loc="center right")

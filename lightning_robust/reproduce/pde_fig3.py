@@ -106,8 +106,8 @@ def plot(runs: Sequence[Run], figure: Figure) -> None:
             axis.axvline(one.warmup + INTERVAL * expansion, color="#d1d5db", lw=1, zorder=0)
         if one.warmup:
             axis.annotate(
-                "expansions →",
-                (one.warmup, 0.03),
+                "expansions → ",
+                (one.warmup, 0.8),
                 xycoords=("data", "axes fraction"),
                 ha="right",
                 fontsize=8,
