@@ -6,6 +6,10 @@ noise of standard deviation 1e-4 (good), 1e-3 (bad) or 0 (ugly). An MLP with two
 300 tanh units is trained with full-batch Adam (1e-3) until the mean squared error is below 1e-6.
 The clean error is the root of the mean squared distance to the true function where these
 dimensions are 0, for abs(x) <= 1.2. The paper prints no number.
+
+Measured with seeds 0 to 2: good .073 +- .034, bad .109 +- .006, ugly .180 +- .054. Good is the
+best, as the benchmark has it; its order of the other two, ugly < bad, does not reproduce with
+points drawn at random. With evenly spaced ones and seed 0: good .066, ugly .077, bad .133.
 """
 
 from __future__ import annotations
