@@ -8,6 +8,7 @@ from lightning_robust.data.synthetic import (
     MemorizableGaussians,
     NoisyCoreGaussians,
     SeparableClouds,
+    SpuriousPatches,
 )
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "MemorizableGaussians",
     "NoisyCoreGaussians",
     "SeparableClouds",
+    "SpuriousPatches",
 ]

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 ARTIFACTS: dict[str, str] = {
-    "it-fig4a": "lightning_robust.reproduce.it_fig4a",
+    "crest-mechanics": "lightning_robust.reproduce.crest_mechanics",
     "it-collapse": "lightning_robust.reproduce.it_collapse",
+    "it-fig4a": "lightning_robust.reproduce.it_fig4a",
     "it-fig6": "lightning_robust.reproduce.it_fig6",
     "it-svm": "lightning_robust.reproduce.it_svm",
     "mat-fig1": "lightning_robust.reproduce.mat_fig1",
+    "mat-fig3": "lightning_robust.reproduce.mat_fig3",
+    "mat-fig7": "lightning_robust.reproduce.mat_fig7",
+    "mat-figB": "lightning_robust.reproduce.mat_figb",
+    "pde-fig3": "lightning_robust.reproduce.pde_fig3",
+    "pde-table1": "lightning_robust.reproduce.pde_table1",
+    "s2l-longtail": "lightning_robust.reproduce.s2l_longtail",
     "sagawa": "lightning_robust.reproduce.sagawa",
 }
 """Name on the command line to the module whose ``run(seeds, output=folder)`` reproduces it."""

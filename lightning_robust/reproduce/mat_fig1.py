@@ -53,11 +53,11 @@ class Run:
     Args:
         panel: A key of ``PAPER``.
         seed: Seed of data, initial weights and draws.
-        worst_group_acc: Of the four groups of the test set, after the last step.
+        worst_group_acc: Of the groups of the test set, after the last step.
         acc: On the whole test set, after the last step.
         steps: The steps at which the curves were measured.
-        curves: Accuracies at ``steps``: ``"train"``, and ``"majority"`` (a = y) and ``"minority"``
-            of the test set.
+        curves: Accuracies at ``steps``: ``"train"``, and of the test set ``"majority"`` (every a is
+            y) and ``"minority"`` (no a is y).
     """
 
     panel: str
@@ -73,8 +73,8 @@ class _Curves(Callback):
 
     def __init__(self, train: MemorizableGaussians, test: MemorizableGaussians) -> None:
         self.train, self.test = train, test
-        agrees = test.groups % 2 == test.targets
-        self.parts = {"majority": agrees, "minority": ~agrees}
+        most = int(test.agreements.max())
+        self.parts = {"majority": test.agreements == most, "minority": test.agreements == 0}
         self.steps: list[int] = []
         self.curves: dict[str, list[float]] = {"train": [], "majority": [], "minority": []}
 
@@ -101,13 +101,14 @@ def correct(network: nn.Module, dataset: MemorizableGaussians) -> Tensor:
     return (logits.argmax(1) == dataset.targets).float()
 
 
-def train(panel: str, seed: int = 0, *, steps: int = STEPS) -> Run:
+def train(panel: str, seed: int = 0, *, steps: int = STEPS, num_spurious: int = 1) -> Run:
     """Train one panel.
 
     Args:
         panel: A key of ``PAPER``.
         seed: Seed of data, initial weights and draws.
         steps: Of gradient descent, for the twins as well.
+        num_spurious: How many spurious features; Figure 7 has two.
 
     Raises:
         ContractError: If an argument is refused.
@@ -116,8 +117,10 @@ def train(panel: str, seed: int = 0, *, steps: int = STEPS) -> Run:
     check_integer("seed", seed)
     check_integer("steps", steps, 1)
     noise_std, learning_rate = (0.0, 0.03) if "no noise" in panel else (0.5, 0.01)
-    data = MemorizableGaussians("train", noise_std=noise_std, seed=seed)
-    test = MemorizableGaussians("test", num_examples=2000, noise_std=noise_std, seed=seed)
+    setting = partial(
+        MemorizableGaussians, noise_std=noise_std, num_spurious=num_spurious, seed=seed
+    )
+    data, test = setting("train"), setting("test", num_examples=2000)
     with isolated():
         torch.manual_seed(seed)
         network = nn.Linear(data.features.shape[1], 2, bias=False)
@@ -148,7 +151,9 @@ def train(panel: str, seed: int = 0, *, steps: int = STEPS) -> Run:
     return Run(
         panel=panel,
         seed=seed,
-        worst_group_acc=min(float(right[test.groups == group].mean()) for group in range(4)),
+        worst_group_acc=min(
+            float(right[test.groups == group].mean()) for group in test.groups.unique()
+        ),
         acc=float(right.mean()),
         steps=curves.steps,
         curves=curves.curves,

@@ -8,6 +8,7 @@ from lightning_robust.data.synthetic import (
     MemorizableGaussians,
     NoisyCoreGaussians,
     SeparableClouds,
+    SpuriousPatches,
 )
 
 
@@ -31,6 +32,22 @@ def test_in_the_test_split_the_spurious_feature_says_nothing():
     shares = torch.bincount(data.groups, minlength=4) / 20_000
     torch.testing.assert_close(shares, torch.full((4,), 0.25), atol=0.02, rtol=0)
     assert torch.equal(data.groups // 2, data.targets)
+
+
+def test_two_spurious_features_are_alike_and_independent_given_y():
+    data = MemorizableGaussians(num_examples=20_000, num_noise=1, num_spurious=2)
+    y = 2.0 * data.targets - 1
+    first, second = (2.0 * (data.groups // place % 2) - 1 for place in (2, 1))
+    for a, feature in ((first, data.features[:, 1]), (second, data.features[:, 2])):
+        assert (feature - 5 * a).mean().abs() < 0.03
+        assert (feature - 5 * a).std() == pytest.approx(0.6, rel=0.03)
+    agreements = (first == y).long() + (second == y).long()
+    assert torch.equal(data.agreements, agreements)
+    shares = torch.bincount(agreements) / 20_000
+    torch.testing.assert_close(shares, torch.tensor([0.01, 0.18, 0.81]), atol=0.01, rtol=0)
+    assert data.group_names[5] == "y=+1,a=-1+1"
+    example = int((data.groups == 5).nonzero()[0])
+    assert (y[example], first[example], second[example]) == (1, -1, 1)
 
 
 def test_it_is_a_data_set_of_the_contract():
@@ -99,3 +116,42 @@ def test_a_line_through_zero_separates_the_clouds():
 def test_bad_arguments_of_the_others_are_refused(dataset, argument, value):
     with pytest.raises(ContractError, match=argument):
         dataset(**{argument: value})
+
+
+def test_patches_are_those_of_definition_2_1():
+    data = SpuriousPatches(num_examples=4000, num_patches=4, dimension=20)
+    y, a = 2.0 * data.targets - 1, 2.0 * (data.groups % 2) - 1
+    assert float(data.core @ data.spurious) == pytest.approx(0, abs=1e-6)
+    places = []
+    for vector, expected in ((data.core, 0.2 * y), (data.spurious, a)):
+        assert float(vector.norm()) == pytest.approx(1, abs=1e-6)
+        distance = (data.patches - (expected[:, None] * vector)[:, None]).norm(dim=2)
+        assert distance.min(1).values.max() < 1e-5
+        places.append(distance.argmin(1))
+        shares = torch.bincount(places[-1], minlength=4) / 4000
+        torch.testing.assert_close(shares, torch.full((4,), 0.25), atol=0.03, rtol=0)
+    noise = torch.ones(4000, 4, dtype=torch.bool)
+    for place in places:
+        noise[torch.arange(4000), place] = False
+    assert noise.sum() == 8000
+    assert data.patches[noise].std() == pytest.approx(1 / 8, rel=0.01)
+    assert (a == y).float().mean() == pytest.approx(0.98, abs=0.01)
+
+
+def test_splits_of_patches_share_the_vectors_and_nothing_else():
+    train, test = (SpuriousPatches(split, num_examples=50) for split in ("train", "test"))
+    assert torch.equal(train.core, test.core)
+    assert torch.equal(train.spurious, test.spurious)
+    assert not torch.equal(train.patches, test.patches)
+    assert torch.equal(SpuriousPatches(num_examples=50).patches, train.patches)
+    assert torch.equal(targets_of(train), train.targets)
+    assert torch.equal(groups_of(train).ids, train.groups)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("split", "val"), ("dimension", 1), ("num_patches", 1), ("core_strength", 0)],
+)
+def test_bad_arguments_of_patches_are_refused(argument, value):
+    with pytest.raises(ContractError, match=argument):
+        SpuriousPatches(**{argument: value})

@@ -8,9 +8,11 @@ from statistics import mean
 
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 
 from lightning_robust.cli import main
 from lightning_robust.contracts import ContractError
+from lightning_robust.data.synthetic import MemorizableGaussians
 from lightning_robust.reproduce import ARTIFACTS, mat_fig1
 
 
@@ -41,6 +43,28 @@ def test_thresholds_of_the_benchmark(panel):
     worst = [100 * mat_fig1.train(panel, seed).worst_group_acc for seed in range(3)]
     low, high = mat_fig1.THRESHOLDS[panel]
     assert low <= mean(worst) <= high, worst
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_theorem_2_2_what_is_predicted_of_unseen_examples(seed):
+    """ERM is right on what it was trained on; of the rest it predicts a, or without noise y.
+
+    scikit-learn's minimiser at lambda = 1 / (n C) = .01, small but not next to n^-1/2, as in the
+    theorem. More noise than in Figure 1, whose constants give p(prediction = a) = .81 to .87.
+    """
+    for noise_std in (1.0, 0.0):
+        train, test = (
+            MemorizableGaussians(
+                split, num_examples=n, num_noise=4000, noise_std=noise_std, seed=seed
+            )
+            for split, n in (("train", 1000), ("test", 2000))
+        )
+        erm = LogisticRegression(fit_intercept=False, C=0.1, max_iter=2000)
+        erm.fit(train.features.numpy(), train.targets.numpy())
+        assert erm.score(train.features.numpy(), train.targets.numpy()) > 0.99
+        predicted = torch.from_numpy(erm.predict(test.features.numpy()))
+        learnt = test.groups % 2 if noise_std else test.targets
+        assert (predicted == learnt).float().mean() > 0.95
 
 
 def fake(panel, seed=0, **_):
