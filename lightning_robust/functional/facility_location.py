@@ -286,7 +286,8 @@ class _Space:
         space = cls(features, centre, radius, weights, rows, rate)
         if len(rows) ** 2 > _TABLE:
             return space
-        return replace(space, table=space.loss(_distances(exact, exact)))
+        table = torch.cat([space.loss(_distances(some, exact)) for some in exact.split(_FALLEN)])
+        return replace(space, table=table)
 
     @property
     def unit(self) -> float:
@@ -315,13 +316,17 @@ class _Space:
     def losses(self, index: Tensor, columns: Tensor) -> Tensor:
         """(m, c) losses between candidates and examples, in float64."""
         if self.table is not None:
-            return self.table[index[:, None], columns]
+            return self.table[index].index_select(1, columns)
         return self.loss(_distances(self.exactly(index), self.exactly(columns)))
 
     def bounds(self, nearest: Tensor) -> Tensor:
         """(n,) gains of all candidates, from above, where examples have losses `nearest` (n,)."""
         if self.table is not None:
-            return self.weights @ (nearest[:, None] - self.table).clamp_(min=0)
+            found = torch.zeros_like(nearest)
+            for i in range(0, len(nearest), _FALLEN):
+                some = slice(i, i + _FALLEN)
+                found += self.weights[some] @ (nearest[some, None] - self.table[some]).clamp_(min=0)
+            return found
         near, weights = nearest.to(self.rows.dtype), self.weights.to(self.rows.dtype)
         total = float(self.weights @ nearest)
         kept = torch.zeros_like(self.weights)  # sum of the losses that stay or come with a pick
@@ -345,10 +350,13 @@ class _Space:
             after: (m,) after.
         """
         if self.table is not None:
-            kept = torch.minimum(self.table[fallen], before[:, None])
-            kept = torch.maximum(kept, after[:, None], out=kept)
-            weights = self.weights[fallen]
-            bounds += weights @ kept - (1 - self.rounding) * (weights @ before)
+            for i in range(0, len(fallen), _FALLEN):
+                some = slice(i, i + _FALLEN)
+                old, new = before[some, None], after[some, None]
+                kept = torch.minimum(self.table[fallen[some]], old)
+                weights = self.weights[fallen[some]]
+                bounds += weights @ torch.maximum(kept, new, out=kept).sub_(old)
+            bounds += self.rounding * float(self.weights[fallen] @ before)
             return
         dtype = self.rows.dtype
         for some in torch.arange(len(fallen), device=fallen.device).split(_FALLEN):
