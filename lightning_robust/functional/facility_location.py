@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -34,8 +34,10 @@ _ROUNDING = 8
 _DIAMETER = 2.0
 # Rows in a tile of distances that stays in the cache, and the most distances held at a time.
 _TILE, _BLOCK = 512, 1 << 21
-# Candidates looked at first.
-_CANDIDATES = 64
+# Candidates looked at first; examples, and candidates, in a tile of losses that have fallen.
+_CANDIDATES, _FALLEN, _WIDTH = 64, 128, 2048
+# Most entries of a matrix of all losses that is kept.
+_TABLE = 1 << 21
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,9 +248,9 @@ class _Space:
         centre: (d,) float64.
         radius: Largest distance of an example from the centre.
         weights: (n,) float64, how often each example counts.
-        rows: (n, d + 2): coordinates, squared norm and 1, in the type of the bounds. The norm is
-            a little short, so that distances are bounded from below.
+        rows: (n, d + 2): coordinates, squared norm and 1, in the type of the bounds.
         rate: Exponent of the ``"exp"`` similarity in these coordinates, 0 for ``"euclidean"``.
+        table: (n, n) float64, all losses, where n is small.
     """
 
     features: Tensor
@@ -257,6 +259,7 @@ class _Space:
     weights: Tensor
     rows: Tensor
     rate: float
+    table: Tensor | None = None
 
     @classmethod
     def of(
@@ -276,12 +279,15 @@ class _Space:
         radius = float(torch.linalg.vector_norm(exact, dim=1).max())
         exact /= radius or 1.0
         squares = exact.square().sum(dim=1, keepdim=True)
-        short = squares * (1 - _ROUNDING * torch.finfo(dtype).eps)
-        rows = torch.cat([exact, short, torch.ones_like(squares)], dim=1).to(dtype)
+        rows = torch.cat([exact, squares, torch.ones_like(squares)], dim=1).to(dtype)
         if weights is None:
             weights = torch.ones_like(squares[:, 0])
         rate = (radius or 1.0) / features.shape[1] if similarity == "exp" else 0.0
-        return cls(features, centre, radius, weights, rows, rate)
+        space = cls(features, centre, radius, weights, rows, rate)
+        if len(rows) ** 2 > _TABLE:
+            return space
+        table = torch.cat([space.loss(_distances(some, exact)) for some in exact.split(_FALLEN)])
+        return replace(space, table=table)
 
     @property
     def unit(self) -> float:
@@ -300,30 +306,90 @@ class _Space:
         """(n,) loss of an example that no medoid stands for."""
         return torch.full_like(self.weights, 1.0 if self.rate else _DIAMETER)
 
+    def reached(self, index: Tensor, nearest: Tensor) -> Tensor:
+        """Examples, at least those that one of these candidates is nearer to than `nearest`."""
+        if self.table is not None:
+            return (self.table[index].amin(dim=0) < nearest).nonzero()[:, 0]
+        squares = (self.left(self.rows[index], short=True) @ self.rows.T).amin(dim=0)
+        return (squares < self.distance(nearest).square()).nonzero()[:, 0]
+
     def losses(self, index: Tensor, columns: Tensor) -> Tensor:
         """(m, c) losses between candidates and examples, in float64."""
+        if self.table is not None:
+            return self.table[index].index_select(1, columns)
         return self.loss(_distances(self.exactly(index), self.exactly(columns)))
 
     def bounds(self, nearest: Tensor) -> Tensor:
         """(n,) gains of all candidates, from above, where examples have losses `nearest` (n,)."""
-        nearest, weights = nearest.to(self.rows.dtype), self.weights.to(self.rows.dtype)
-        total = float(self.weights @ nearest.double())
+        if self.table is not None:
+            found = torch.zeros_like(nearest)
+            for i in range(0, len(nearest), _FALLEN):
+                some = slice(i, i + _FALLEN)
+                found += self.weights[some] @ (nearest[some, None] - self.table[some]).clamp_(min=0)
+            return found
+        near, weights = nearest.to(self.rows.dtype), self.weights.to(self.rows.dtype)
+        total = float(self.weights @ nearest)
         kept = torch.zeros_like(self.weights)  # sum of the losses that stay or come with a pick
-        tiles = [slice(i, i + _TILE) for i in range(0, len(nearest), _TILE)]
+        tiles = [slice(i, i + _TILE) for i in range(0, len(near), _TILE)]
         for i, one in enumerate(tiles):
-            left = _left(self.rows[one])
+            left = self.left(self.rows[one], short=True)
             for two in tiles[: i + 1]:
                 loss = self.loss((left @ self.rows[two].T).clamp_(min=0).sqrt_())
-                kept[one] += torch.minimum(loss, nearest[two]) @ weights[two]
+                kept[one] += torch.minimum(loss, near[two]) @ weights[two]
                 if one != two:
-                    kept[two] += weights[one] @ torch.minimum(loss, nearest[one, None])
-        return total - kept + _ROUNDING * torch.finfo(self.rows.dtype).eps * total
+                    kept[two] += weights[one] @ torch.minimum(loss, near[one, None])
+        return total - kept + self.rounding * total
 
+    def lower(self, bounds: Tensor, fallen: Tensor, before: Tensor, after: Tensor) -> None:
+        """Subtract from gains, bounded from above, what they lose as losses of examples fall.
 
-def _left(rows: Tensor) -> Tensor:
-    """Rows whose products with other rows are the squared distances."""
-    d = rows.shape[1] - 2
-    return torch.cat([-2 * rows[:, :d], rows[:, d + 1 :], rows[:, d : d + 1]], dim=1)
+        Args:
+            bounds: (n,) of all candidates; changed in place.
+            fallen: (m,) examples whose losses fell, close ones next to each other.
+            before: (m,) their losses before, and
+            after: (m,) after.
+        """
+        if self.table is not None:
+            for i in range(0, len(fallen), _FALLEN):
+                some = slice(i, i + _FALLEN)
+                old, new = before[some, None], after[some, None]
+                kept = torch.minimum(self.table[fallen[some]], old)
+                weights = self.weights[fallen[some]]
+                bounds += weights @ torch.maximum(kept, new, out=kept).sub_(old)
+            bounds += self.rounding * float(self.weights[fallen] @ before)
+            return
+        dtype = self.rows.dtype
+        for some in torch.arange(len(fallen), device=fallen.device).split(_FALLEN):
+            rows, weights = self.rows[fallen[some]], self.weights[fallen[some]].to(dtype)
+            old, new = before[some, None].to(dtype), after[some, None].to(dtype)
+            near, far = self.left(rows, short=True), self.left(rows, short=False)
+            near[:, -1:] -= self.distance(before[some, None]).square().to(dtype)
+            stay = weights @ old
+            for start in range(0, len(bounds), _WIDTH):
+                part = self.rows[start : start + _WIDTH]
+                columns = ((near @ part.T).amin(dim=0) < 0).nonzero()[:, 0]
+                loss = self.loss((far @ part[columns].T).clamp_(min=0).sqrt_())
+                torch.maximum(torch.minimum(loss, old, out=loss), new, out=loss)
+                bounds[columns + start] -= stay - weights @ loss
+        bounds += self.rounding * float(self.weights[fallen] @ before)
+
+    @property
+    def rounding(self) -> float:
+        """Relative error of a squared distance or of a sum in the type of the bounds."""
+        return _ROUNDING * torch.finfo(self.rows.dtype).eps
+
+    def distance(self, losses: Tensor) -> Tensor:
+        """Distances at which these losses are reached; no more than the largest there is."""
+        distances = (-losses).log1p_().div_(-self.rate) if self.rate else losses
+        return distances.clamp(max=_DIAMETER)
+
+    def left(self, rows: Tensor, *, short: bool) -> Tensor:
+        """Rows whose products with others are the squared distances, from below or from above."""
+        d = rows.shape[1] - 2
+        share = 1 - self.rounding if short else 1 + self.rounding
+        return torch.cat(
+            [-2 * rows[:, :d], share * rows[:, d + 1 :], share * rows[:, d : d + 1]], 1
+        )
 
 
 def _distances(x: Tensor, y: Tensor) -> Tensor:
@@ -334,50 +400,65 @@ def _distances(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _exact(space: _Space, k: int) -> Medoids:
-    """Lazy greedy picks: candidates are looked at in the order of upper bounds of their gains."""
+    """Lazy greedy picks: blocks of candidates, in the order of upper bounds of their gains."""
     n = len(space.weights)
-    everyone = torch.arange(n, device=space.weights.device)
     nearest = space.farthest()
     bounds = space.bounds(nearest)
     picks: list[int] = []
     gains: list[float] = []
-    assignment = torch.zeros_like(everyone)
+    assignment = torch.zeros(n, dtype=torch.int64, device=nearest.device)
     size = _CANDIDATES
     while len(picks) < k:
-        size = max(1, min(size, n - len(picks)))
-        top = bounds.topk(min(n, size + 1))
+        size = min(size, n - len(picks))
+        top = bounds.topk(min(size + 1, n))
+        # What the other candidates gain at most; those picked have no bound.
+        others = float(top.values[size]) if size < n else -math.inf
+        if float(top.values[0]) <= _TIE:
+            break
         block = top.indices[:size].sort().values
-        rest = float(top.values[size]) if size < len(top.values) else -math.inf
-        closer = threshold(nearest - space.losses(block, everyone), _TIE, 0.0)
-        before = len(picks)
-        while len(picks) < k:
-            gain = closer @ space.weights
-            picked = torch.isneginf(bounds[block])
-            gain[picked] = -math.inf
-            bounds[block] = gain
+        columns = space.reached(block, nearest)
+        closer = threshold(nearest[columns] - space.losses(block, columns), _TIE, 0.0)
+        weights = space.weights[columns]
+        places: list[int] = []
+        steps: list[Tensor] = []
+        while True:
+            gain = closer @ weights
             values = gain.tolist()
+            for place in places:
+                values[place] = -math.inf
             best = max(values)
-            if max(best, rest) <= _TIE:  # nothing is left to gain
-                unpicked = (~torch.isneginf(bounds)).nonzero()[: k - len(picks), 0].tolist()
-                picks += unpicked
-                gains += [0.0] * len(unpicked)
-                break
-            if best - _TIE <= rest:
+            if best - _TIE <= max(others, 0.0):
                 break
             place = next(i for i, value in enumerate(values) if value >= best - _TIE)
-            step = closer[place].clone()
-            assignment[step > 0] = len(picks)
-            nearest = nearest - step
+            step = closer[place]
             closer = threshold(closer - step, _TIE, 0.0)
-            picks.append(int(block[place]))
+            places.append(place)
+            steps.append(step)
             gains.append(values[place])
-            bounds[block[place]] = -math.inf
-            if len(picks) == 1:
+            if len(gains) in (1, k):
                 break
-        if before == 0 and picks:
-            bounds = space.bounds(nearest)
-            bounds[picks] = -math.inf
-        size = _CANDIDATES if len(picks) > before else 2 * size
+        if places:
+            change = torch.stack(steps)
+            order = torch.arange(len(places), device=change.device)
+            last = torch.where(change > 0, order[:, None], -1).amax(dim=0)
+            fell = last >= 0
+            owner, by_pick = last[fell].sort(stable=True)
+            index = columns[fell][by_pick]
+            before = nearest[index]
+            nearest[index] = after = before - change[:, fell].sum(dim=0)[by_pick]
+            assignment[index] = owner + len(picks)
+            picks += block[places].tolist()
+            if len(picks) < k:
+                if 2 * len(index) > n:
+                    bounds = space.bounds(nearest)
+                else:
+                    space.lower(bounds, index, before, after)
+        bounds[block] = gain
+        bounds[picks] = -math.inf
+        size = _CANDIDATES if places else 2 * size
+    if len(picks) < k:
+        picks += (bounds > -math.inf).nonzero()[: k - len(picks), 0].tolist()
+        gains += [0.0] * (k - len(gains))
     return _medoids(
         space, torch.tensor(picks), torch.tensor(gains, dtype=torch.float64), assignment
     )
