@@ -2,6 +2,7 @@
 
 # Methods
 from lightning_robust.callbacks.class_balance import ClassBalance
+from lightning_robust.callbacks.craig import CRAIG
 from lightning_robust.callbacks.crest import CREST
 from lightning_robust.callbacks.dfr import DFR
 from lightning_robust.callbacks.group_balance import GroupBalance
@@ -14,6 +15,7 @@ from lightning_robust.callbacks.importance_weighting import ImportanceWeighting
 from lightning_robust.callbacks.jtt import JTT
 from lightning_robust.callbacks.mat import MAT
 from lightning_robust.callbacks.pde import PDE
+from lightning_robust.callbacks.random_subset import RandomSubset
 from lightning_robust.callbacks.rng_state import RNGState
 from lightning_robust.callbacks.spare import SPARE
 from lightning_robust.callbacks.subsample import Subsample
@@ -34,6 +36,7 @@ from lightning_robust.metrics import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "CRAIG",
     "CREST",
     "DFR",
     "JTT",
@@ -56,6 +59,7 @@ __all__ = [
     "MeanGroupAccuracy",
     "OverallAccuracy",
     "RNGState",
+    "RandomSubset",
     "Subsample",
     "WorstGroup",
     "WorstGroupAccuracy",

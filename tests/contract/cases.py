@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import lightning_robust
 from lightning_robust import (
+    CRAIG,
     CREST,
     DFR,
     JTT,
@@ -23,6 +24,7 @@ from lightning_robust import (
     GroupDRO,
     ImportanceTempering,
     ImportanceWeighting,
+    RandomSubset,
     Subsample,
 )
 from lightning_robust.callbacks._base import Method
@@ -204,6 +206,22 @@ CASES: dict[type[Method], Case] = {
             lambda: CREST(fraction=1.0, threshold=10.0, subset_size=40, learned_interval=None),
         ),
         lengths=(48, 48, 48, 48),
+    ),
+    # Nine tenths: with all methods at once something must be left.
+    RandomSubset: Case(
+        active=lambda: RandomSubset(0.9, redraw=True),
+        neutral=lambda: RandomSubset(1.0),
+        keys=frozenset({"random_subset/num_examples"}),
+        bad={"fraction": 1.5},
+        lengths=(54, 54, 54, 54),
+    ),
+    CRAIG: Case(
+        active=lambda: CRAIG(0.9, start_epoch=1, every_n_epochs=2),
+        neutral=lambda: CRAIG(start_epoch=99),
+        keys=frozenset({"craig/num_examples", "craig/max_weight"}),
+        bad={"every_n_epochs": 0},
+        variants=(lambda: CRAIG(0.9, greedy="stochastic"),),
+        lengths=(60, 54, 54, 54),
     ),
 }
 
