@@ -10,7 +10,6 @@ from torch.utils.data import Dataset
 
 from lightning_robust.callbacks._base import Method
 from lightning_robust.contracts import (
-    check_bool,
     check_clean_dataset,
     check_in_range,
     check_integer,
@@ -36,7 +35,6 @@ class _Coresets(Method):
         *,
         every_n_epochs: int,
         start_epoch: int,
-        per_class: bool,
         clean_dataset: Dataset[Any] | None,
         head: str | None,
         seed: int | None,
@@ -45,11 +43,9 @@ class _Coresets(Method):
         check_positive("fraction", fraction)
         check_integer("every_n_epochs", every_n_epochs, 1)
         check_integer("start_epoch", start_epoch)
-        check_bool("per_class", per_class)
         self.fraction = fraction
         self.every_n_epochs = every_n_epochs
         self.start_epoch = start_epoch
-        self.per_class = per_class
         self.clean_dataset = clean_dataset
         super().__init__(head=head, seed=seed)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_robust.callbacks._coresets import _Coresets
-from lightning_robust.contracts import check_choice
+from lightning_robust.contracts import check_bool, check_choice
 from lightning_robust.functional.facility_location import facility_location
 from lightning_robust.functional.subsets import members_and_quotas
 from lightning_robust.randomness import generator, resolve_seed
@@ -78,11 +78,12 @@ class CRAIG(_Coresets):
     ) -> None:
         check_choice("greedy", greedy, ("exact", "stochastic"))
         self.greedy = greedy
+        check_bool("per_class", per_class)
+        self.per_class = per_class
         super().__init__(
             fraction,
             every_n_epochs=every_n_epochs,
             start_epoch=start_epoch,
-            per_class=per_class,
             clean_dataset=clean_dataset,
             head=head,
             seed=seed,

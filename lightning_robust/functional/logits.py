@@ -203,8 +203,12 @@ def load_held_out(path: str | Path) -> Tensor:
     return table
 
 
-def load_plain(path: str | Path) -> object:
+def load_plain(path: str | Path, name: str = "held_out") -> object:
     """What ``torch.save`` wrote, tensors and plain values only, on the CPU.
+
+    Args:
+        path: The file.
+        name: Of the argument that it was given for.
 
     Raises:
         ContractError: There is no such file, or it is no such file.
@@ -214,7 +218,7 @@ def load_plain(path: str | Path) -> object:
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise ContractError(
-            f"held_out={str(path)!r} cannot be read ({reason}); give a file that torch.save wrote"
+            f"{name}={str(path)!r} cannot be read ({reason}); give a file that torch.save wrote"
         ) from error
 
 

@@ -84,15 +84,22 @@ class Record(Callback):
 
     module: Network
     data: Points
+    val: Points
     views: list[View] = field(default_factory=list)
+    val_views: list[View] = field(default_factory=list)
     starts: list[Tensor] = field(default_factory=list)  # head weights as each epoch begins
     trainer: Trainer | None = None
+
+    def look(self) -> None:
+        """View all examples with the model as it is."""
+        self.views.append(View.of(self.module, self.data))
+        self.val_views.append(View.of(self.module, self.val))
 
     def on_train_epoch_start(self, trainer, pl_module):
         self.starts.append(self.module.head.weight.detach().clone())
 
     def on_train_epoch_end(self, trainer, pl_module):
-        self.views.append(View.of(self.module, self.data))
+        self.look()
 
     def examples(self, epoch: int) -> set[int]:
         """What the epoch played; nothing twice."""
@@ -117,7 +124,8 @@ def train(points, val_points):
 
     def run(method, epochs: int = 3, **settings) -> Record:
         module = Network()
-        record = Record(module, points, [View.of(module, points)])
+        record = Record(module, points, val_points)
+        record.look()
         record.trainer = Trainer(
             callbacks=[record, method],
             max_epochs=epochs,
