@@ -2,12 +2,14 @@
 
 # Methods
 from lightning_robust.callbacks.class_balance import ClassBalance
+from lightning_robust.callbacks.confidence_curriculum import ConfidenceCurriculum
 from lightning_robust.callbacks.craig import CRAIG
 from lightning_robust.callbacks.crest import CREST
 from lightning_robust.callbacks.dfr import DFR
 from lightning_robust.callbacks.el2n import EL2N
 from lightning_robust.callbacks.facility_location_subset import FacilityLocationSubset
 from lightning_robust.callbacks.forgetting import Forgetting
+from lightning_robust.callbacks.glister import GLISTER
 from lightning_robust.callbacks.grad_match import GradMatch
 from lightning_robust.callbacks.grand import GraNd
 from lightning_robust.callbacks.group_balance import GroupBalance
@@ -48,6 +50,7 @@ __all__ = [
     "CREST",
     "DFR",
     "EL2N",
+    "GLISTER",
     "JTT",
     "MAT",
     "PDE",
@@ -55,6 +58,7 @@ __all__ = [
     "AdjustedAccuracy",
     "AnnotatedDataset",
     "ClassBalance",
+    "ConfidenceCurriculum",
     "ContractError",
     "FacilityLocationSubset",
     "Forgetting",

@@ -16,11 +16,13 @@ from lightning_robust import (
     CREST,
     DFR,
     EL2N,
+    GLISTER,
     JTT,
     MAT,
     PDE,
     SPARE,
     ClassBalance,
+    ConfidenceCurriculum,
     FacilityLocationSubset,
     Forgetting,
     GradMatch,
@@ -288,6 +290,23 @@ CASES: dict[type[Method], Case] = {
         neutral=lambda: FacilityLocationSubset(1.0, scoring_epochs=1, reinitialise=False),
         keys=frozenset({"facility_location_subset/num_examples"}),
         bad={"scoring_epochs": -1},
+        lengths=(60, 54, 54, 54),
+    ),
+    GLISTER: Case(
+        active=lambda: GLISTER(0.9, data="train", start_epoch=1, every_n_epochs=2),
+        neutral=lambda: GLISTER(start_epoch=99, data="train"),
+        keys=frozenset({"glister/num_examples"}),
+        bad={"step_size": 0},
+        variants=(lambda: GLISTER(0.9, every_n_epochs=1),),
+        lengths=(60, 54, 54, 54),
+    ),
+    ConfidenceCurriculum: Case(
+        active=lambda: ConfidenceCurriculum(
+            0.9, curriculum_epochs=2, start_epoch=1, every_n_epochs=2
+        ),
+        neutral=lambda: ConfidenceCurriculum(start_epoch=99),
+        keys=frozenset({"confidence_curriculum/num_examples"}),
+        bad={"curriculum_epochs": 1},
         lengths=(60, 54, 54, 54),
     ),
 }
