@@ -2,19 +2,31 @@
 
 # Methods
 from lightning_robust.callbacks.class_balance import ClassBalance
+from lightning_robust.callbacks.confidence_curriculum import ConfidenceCurriculum
+from lightning_robust.callbacks.craig import CRAIG
 from lightning_robust.callbacks.crest import CREST
 from lightning_robust.callbacks.dfr import DFR
+from lightning_robust.callbacks.el2n import EL2N
+from lightning_robust.callbacks.facility_location_subset import FacilityLocationSubset
+from lightning_robust.callbacks.forgetting import Forgetting
+from lightning_robust.callbacks.glister import GLISTER
+from lightning_robust.callbacks.grad_match import GradMatch
+from lightning_robust.callbacks.grand import GraNd
 from lightning_robust.callbacks.group_balance import GroupBalance
 from lightning_robust.callbacks.group_dro import GroupDRO
 
 # Measuring and resuming
 from lightning_robust.callbacks.group_metrics import GroupMetrics
+from lightning_robust.callbacks.high_learnability import HighLearnability
 from lightning_robust.callbacks.importance_tempering import ImportanceTempering
 from lightning_robust.callbacks.importance_weighting import ImportanceWeighting
 from lightning_robust.callbacks.jtt import JTT
+from lightning_robust.callbacks.least_confidence import LeastConfidence
 from lightning_robust.callbacks.loss_trajectory import LossTrajectory
 from lightning_robust.callbacks.mat import MAT
+from lightning_robust.callbacks.middle_perplexity import MiddlePerplexity
 from lightning_robust.callbacks.pde import PDE
+from lightning_robust.callbacks.random_subset import RandomSubset
 from lightning_robust.callbacks.rng_state import RNGState
 from lightning_robust.callbacks.s2l import S2L
 from lightning_robust.callbacks.spare import SPARE
@@ -36,8 +48,11 @@ from lightning_robust.metrics import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "CRAIG",
     "CREST",
     "DFR",
+    "EL2N",
+    "GLISTER",
     "JTT",
     "MAT",
     "PDE",
@@ -46,7 +61,12 @@ __all__ = [
     "AdjustedAccuracy",
     "AnnotatedDataset",
     "ClassBalance",
+    "ConfidenceCurriculum",
     "ContractError",
+    "FacilityLocationSubset",
+    "Forgetting",
+    "GraNd",
+    "GradMatch",
     "GroupAccuracy",
     "GroupBalance",
     "GroupDRO",
@@ -54,12 +74,16 @@ __all__ = [
     "GroupMetrics",
     "GroupWise",
     "Groups",
+    "HighLearnability",
     "ImportanceTempering",
     "ImportanceWeighting",
+    "LeastConfidence",
     "LossTrajectory",
     "MeanGroupAccuracy",
+    "MiddlePerplexity",
     "OverallAccuracy",
     "RNGState",
+    "RandomSubset",
     "Subsample",
     "WorstGroup",
     "WorstGroupAccuracy",

@@ -12,19 +12,31 @@ from torch.nn import functional as F
 
 import lightning_robust
 from lightning_robust import (
+    CRAIG,
     CREST,
     DFR,
+    EL2N,
+    GLISTER,
     JTT,
     MAT,
     PDE,
     S2L,
     SPARE,
     ClassBalance,
+    ConfidenceCurriculum,
+    FacilityLocationSubset,
+    Forgetting,
+    GradMatch,
+    GraNd,
     GroupBalance,
     GroupDRO,
+    HighLearnability,
     ImportanceTempering,
     ImportanceWeighting,
+    LeastConfidence,
     LossTrajectory,
+    MiddlePerplexity,
+    RandomSubset,
     Subsample,
 )
 from lightning_robust.callbacks._base import Method
@@ -224,11 +236,103 @@ CASES: dict[type[Method], Case] = {
         acts=False,
     ),
     S2L: Case(
-        active=lambda: S2L(some_trajectories, fraction=0.4, num_clusters=4),
+        active=lambda: S2L(some_trajectories, fraction=0.9, num_clusters=4),
         neutral=lambda: S2L(some_trajectories, fraction=1.0),
         keys=frozenset({"s2l/num_examples"}),
         bad={"fraction": 0.0},
-        lengths=(24, 24, 24, 24),
+        lengths=(54, 54, 54, 54),
+    ),
+    # Nine tenths: with all methods at once something must be left.
+    RandomSubset: Case(
+        active=lambda: RandomSubset(0.9, redraw=True),
+        neutral=lambda: RandomSubset(1.0),
+        keys=frozenset({"random_subset/num_examples"}),
+        bad={"fraction": 1.5},
+        lengths=(54, 54, 54, 54),
+    ),
+    CRAIG: Case(
+        active=lambda: CRAIG(0.9, start_epoch=1, every_n_epochs=2),
+        neutral=lambda: CRAIG(start_epoch=99),
+        keys=frozenset({"craig/num_examples", "craig/max_weight"}),
+        bad={"every_n_epochs": 0},
+        variants=(lambda: CRAIG(0.9, greedy="stochastic"),),
+        lengths=(60, 54, 54, 54),
+    ),
+    GradMatch: Case(
+        active=lambda: GradMatch(0.9, start_epoch=1, every_n_epochs=2),
+        neutral=lambda: GradMatch(start_epoch=99),
+        keys=frozenset(
+            f"grad_match/{quantity}" for quantity in ("num_examples", "num_matched", "max_weight")
+        ),
+        bad={"regularisation": 0},
+        lengths=(60, 54, 54, 54),
+    ),
+    EL2N: Case(
+        active=lambda: EL2N(0.9, scoring_epochs=1),
+        neutral=lambda: EL2N(1.0, scoring_epochs=1, reinitialise=False),
+        keys=frozenset({"el2n/num_examples"}),
+        bad={"scoring_epochs": -1},
+        lengths=(60, 54, 54, 54),
+    ),
+    GraNd: Case(
+        active=lambda: GraNd(0.9, scoring_epochs=1),
+        neutral=lambda: GraNd(1.0, scoring_epochs=1, reinitialise=False),
+        keys=frozenset({"grand/num_examples"}),
+        bad={"scoring_epochs": -1},
+        lengths=(60, 54, 54, 54),
+    ),
+    Forgetting: Case(
+        active=lambda: Forgetting(0.9, scoring_epochs=1),
+        neutral=lambda: Forgetting(1.0, scoring_epochs=1, reinitialise=False),
+        keys=frozenset({"forgetting/num_examples"}),
+        bad={"scoring_epochs": -1},
+        variants=(lambda: Forgetting(0.9, scoring_epochs=2),),
+        lengths=(60, 54, 54, 54),
+    ),
+    LeastConfidence: Case(
+        active=lambda: LeastConfidence(0.9, scoring_epochs=1),
+        neutral=lambda: LeastConfidence(1.0, scoring_epochs=1, reinitialise=False),
+        keys=frozenset({"least_confidence/num_examples"}),
+        bad={"scoring_epochs": -1},
+        lengths=(60, 54, 54, 54),
+    ),
+    MiddlePerplexity: Case(
+        active=lambda: MiddlePerplexity(0.9, scoring_epochs=1),
+        neutral=lambda: MiddlePerplexity(1.0, scoring_epochs=1, reinitialise=False),
+        keys=frozenset({"middle_perplexity/num_examples"}),
+        bad={"scoring_epochs": -1},
+        lengths=(60, 54, 54, 54),
+    ),
+    HighLearnability: Case(
+        active=lambda: HighLearnability(0.9, scoring_epochs=1),
+        neutral=lambda: HighLearnability(1.0, scoring_epochs=1, reinitialise=False),
+        keys=frozenset({"high_learnability/num_examples"}),
+        bad={"scoring_epochs": -1},
+        lengths=(60, 54, 54, 54),
+    ),
+    FacilityLocationSubset: Case(
+        active=lambda: FacilityLocationSubset(0.9, scoring_epochs=1),
+        neutral=lambda: FacilityLocationSubset(1.0, scoring_epochs=1, reinitialise=False),
+        keys=frozenset({"facility_location_subset/num_examples"}),
+        bad={"scoring_epochs": -1},
+        lengths=(60, 54, 54, 54),
+    ),
+    GLISTER: Case(
+        active=lambda: GLISTER(0.9, data="train", start_epoch=1, every_n_epochs=2),
+        neutral=lambda: GLISTER(start_epoch=99, data="train"),
+        keys=frozenset({"glister/num_examples"}),
+        bad={"step_size": 0},
+        variants=(lambda: GLISTER(0.9, every_n_epochs=1),),
+        lengths=(60, 54, 54, 54),
+    ),
+    ConfidenceCurriculum: Case(
+        active=lambda: ConfidenceCurriculum(
+            0.9, curriculum_epochs=2, start_epoch=1, every_n_epochs=2
+        ),
+        neutral=lambda: ConfidenceCurriculum(start_epoch=99),
+        keys=frozenset({"confidence_curriculum/num_examples"}),
+        bad={"curriculum_epochs": 1},
+        lengths=(60, 54, 54, 54),
     ),
 }
 
