@@ -4,16 +4,20 @@
 from lightning_robust.callbacks.class_balance import ClassBalance
 from lightning_robust.callbacks.crest import CREST
 from lightning_robust.callbacks.dfr import DFR
+from lightning_robust.callbacks.epic import EPIC
 from lightning_robust.callbacks.group_balance import GroupBalance
 from lightning_robust.callbacks.group_dro import GroupDRO
 
 # Measuring and resuming
 from lightning_robust.callbacks.group_metrics import GroupMetrics
+from lightning_robust.callbacks.highest_loss_drop import HighestLossDrop
 from lightning_robust.callbacks.importance_tempering import ImportanceTempering
 from lightning_robust.callbacks.importance_weighting import ImportanceWeighting
 from lightning_robust.callbacks.jtt import JTT
+from lightning_robust.callbacks.lowest_confidence_drop import LowestConfidenceDrop
 from lightning_robust.callbacks.mat import MAT
 from lightning_robust.callbacks.pde import PDE
+from lightning_robust.callbacks.random_drop import RandomDrop
 from lightning_robust.callbacks.rng_state import RNGState
 from lightning_robust.callbacks.spare import SPARE
 from lightning_robust.callbacks.subsample import Subsample
@@ -36,6 +40,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CREST",
     "DFR",
+    "EPIC",
     "JTT",
     "MAT",
     "PDE",
@@ -51,11 +56,14 @@ __all__ = [
     "GroupMetrics",
     "GroupWise",
     "Groups",
+    "HighestLossDrop",
     "ImportanceTempering",
     "ImportanceWeighting",
+    "LowestConfidenceDrop",
     "MeanGroupAccuracy",
     "OverallAccuracy",
     "RNGState",
+    "RandomDrop",
     "Subsample",
     "WorstGroup",
     "WorstGroupAccuracy",

@@ -14,6 +14,7 @@ import lightning_robust
 from lightning_robust import (
     CREST,
     DFR,
+    EPIC,
     JTT,
     MAT,
     PDE,
@@ -21,8 +22,11 @@ from lightning_robust import (
     ClassBalance,
     GroupBalance,
     GroupDRO,
+    HighestLossDrop,
     ImportanceTempering,
     ImportanceWeighting,
+    LowestConfidenceDrop,
+    RandomDrop,
     Subsample,
 )
 from lightning_robust.callbacks._base import Method
@@ -60,6 +64,12 @@ def biased_logits(dataset: Any) -> Tensor:
     num_classes = int(targets.max()) + 1
     wrong = torch.arange(len(targets)) % 3 == 0
     return 2.0 * F.one_hot((targets + wrong) % num_classes, num_classes)
+
+
+def dropping_keys(prefix: str) -> frozenset[str]:
+    """What a method that drops examples logs."""
+    names = ("dropped", "dropped_total", "kept_fraction", *(f"dropped/{c}" for c in range(3)))
+    return frozenset(f"{prefix}/{name}" for name in names)
 
 
 CASES: dict[type[Method], Case] = {
@@ -204,6 +214,36 @@ CASES: dict[type[Method], Case] = {
             lambda: CREST(fraction=1.0, threshold=10.0, subset_size=40, learned_interval=None),
         ),
         lengths=(48, 48, 48, 48),
+    ),
+    EPIC: Case(
+        active=lambda: EPIC(fraction=0.35, warmup_epochs=1, interval=2),
+        neutral=lambda: EPIC(fraction=0.5, warmup_epochs=99),
+        keys=dropping_keys("epic"),
+        bad={"fraction": 1.0},
+        variants=(lambda: EPIC(fraction=0.3, warmup_epochs=1, stop_epoch=2, threshold=2),),
+        lengths=(60, 55, 55, 51),
+    ),
+    RandomDrop: Case(
+        active=lambda: RandomDrop(fraction=0.08, warmup_epochs=1, interval=1),
+        neutral=lambda: RandomDrop(fraction=0.0, warmup_epochs=1),
+        keys=dropping_keys("random_drop"),
+        bad={"counts": {3: -1}},
+        variants=(lambda: RandomDrop(counts={1: 7, 2: 3}),),
+        lengths=(60, 56, 52, 48),
+    ),
+    HighestLossDrop: Case(
+        active=lambda: HighestLossDrop(fraction=0.08, warmup_epochs=1),
+        neutral=lambda: HighestLossDrop(counts={}),
+        keys=dropping_keys("highest_loss_drop"),
+        bad={"fraction": 1.5},
+        lengths=(60, 56, 56, 52),
+    ),
+    LowestConfidenceDrop: Case(
+        active=lambda: LowestConfidenceDrop(fraction=0.08, warmup_epochs=1),
+        neutral=lambda: LowestConfidenceDrop(warmup_epochs=99),
+        keys=dropping_keys("lowest_confidence_drop"),
+        bad={"interval": 0},
+        lengths=(60, 56, 56, 52),
     ),
 }
 
