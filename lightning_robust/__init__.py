@@ -7,6 +7,7 @@ from lightning_robust.callbacks.craig import CRAIG
 from lightning_robust.callbacks.crest import CREST
 from lightning_robust.callbacks.dfr import DFR
 from lightning_robust.callbacks.el2n import EL2N
+from lightning_robust.callbacks.epic import EPIC
 from lightning_robust.callbacks.facility_location_subset import FacilityLocationSubset
 from lightning_robust.callbacks.forgetting import Forgetting
 from lightning_robust.callbacks.glister import GLISTER
@@ -18,14 +19,17 @@ from lightning_robust.callbacks.group_dro import GroupDRO
 # Measuring and resuming
 from lightning_robust.callbacks.group_metrics import GroupMetrics
 from lightning_robust.callbacks.high_learnability import HighLearnability
+from lightning_robust.callbacks.highest_loss_drop import HighestLossDrop
 from lightning_robust.callbacks.importance_tempering import ImportanceTempering
 from lightning_robust.callbacks.importance_weighting import ImportanceWeighting
 from lightning_robust.callbacks.jtt import JTT
 from lightning_robust.callbacks.least_confidence import LeastConfidence
 from lightning_robust.callbacks.loss_trajectory import LossTrajectory
+from lightning_robust.callbacks.lowest_confidence_drop import LowestConfidenceDrop
 from lightning_robust.callbacks.mat import MAT
 from lightning_robust.callbacks.middle_perplexity import MiddlePerplexity
 from lightning_robust.callbacks.pde import PDE
+from lightning_robust.callbacks.random_drop import RandomDrop
 from lightning_robust.callbacks.random_subset import RandomSubset
 from lightning_robust.callbacks.rng_state import RNGState
 from lightning_robust.callbacks.s2l import S2L
@@ -52,6 +56,7 @@ __all__ = [
     "CREST",
     "DFR",
     "EL2N",
+    "EPIC",
     "GLISTER",
     "JTT",
     "MAT",
@@ -75,14 +80,17 @@ __all__ = [
     "GroupWise",
     "Groups",
     "HighLearnability",
+    "HighestLossDrop",
     "ImportanceTempering",
     "ImportanceWeighting",
     "LeastConfidence",
     "LossTrajectory",
+    "LowestConfidenceDrop",
     "MeanGroupAccuracy",
     "MiddlePerplexity",
     "OverallAccuracy",
     "RNGState",
+    "RandomDrop",
     "RandomSubset",
     "Subsample",
     "WorstGroup",

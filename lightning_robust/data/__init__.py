@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from lightning_robust.data.coloured_digits import ColouredDigits, ColouredDigitsDataModule
 from lightning_robust.data.digit_pool import DigitPool
+from lightning_robust.data.pictures import draw_examples
+from lightning_robust.data.poisoned import (
+    BenchmarkPoisons,
+    BenchmarkSetup,
+    PoisonedDataset,
+    load_benchmark_poisons,
+    load_benchmark_setups,
+)
 from lightning_robust.data.synthetic import (
     MemorizableGaussians,
     NoisyCoreGaussians,
@@ -12,11 +20,17 @@ from lightning_robust.data.synthetic import (
 )
 
 __all__ = [
+    "BenchmarkPoisons",
+    "BenchmarkSetup",
     "ColouredDigits",
     "ColouredDigitsDataModule",
     "DigitPool",
     "MemorizableGaussians",
     "NoisyCoreGaussians",
+    "PoisonedDataset",
     "SeparableClouds",
     "SpuriousPatches",
+    "draw_examples",
+    "load_benchmark_poisons",
+    "load_benchmark_setups",
 ]

@@ -7,10 +7,9 @@ random ones, mini-batch coresets of random subsets, and weighted mini-batches of
 tenth of the pool (CRAIG). Bias is the distance of their mean from the full gradient, and spread the
 root of their mean squared distance, both over the norm of the full gradient.
 
-What holds here: the spread of mini-batch coresets is below that of random batches; the interval
-between checks grows, so that updates become rare; learned examples leave. What is selected late is
-harder than what is selected early, by how often an ordinary training forgets it. No more is claimed:
-on this pool CREST's accuracy is that of random batches of the same budget.
+What holds here: the spread of mini-batch coresets is below that of random batches, and what is
+selected late is harder, by how often an ordinary training forgets it. No more is claimed: on this
+pool CREST's accuracy is that of random batches of the same budget.
 """
 
 from __future__ import annotations

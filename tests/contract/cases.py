@@ -16,6 +16,7 @@ from lightning_robust import (
     CREST,
     DFR,
     EL2N,
+    EPIC,
     GLISTER,
     JTT,
     MAT,
@@ -30,12 +31,15 @@ from lightning_robust import (
     GraNd,
     GroupBalance,
     GroupDRO,
+    HighestLossDrop,
     HighLearnability,
     ImportanceTempering,
     ImportanceWeighting,
     LeastConfidence,
     LossTrajectory,
+    LowestConfidenceDrop,
     MiddlePerplexity,
+    RandomDrop,
     RandomSubset,
     Subsample,
 )
@@ -82,6 +86,12 @@ def some_trajectories(dataset: Any) -> Tensor:
     """Losses over two times that depend on the target and on the place."""
     targets = targets_of(dataset)
     return torch.stack([targets, torch.arange(len(targets)) % 2], 1).double()
+
+
+def dropping_keys(prefix: str) -> frozenset[str]:
+    """What a method that drops examples logs."""
+    names = ("dropped", "dropped_total", "kept_fraction", *(f"dropped/{c}" for c in range(3)))
+    return frozenset(f"{prefix}/{name}" for name in names)
 
 
 CASES: dict[type[Method], Case] = {
@@ -333,6 +343,36 @@ CASES: dict[type[Method], Case] = {
         keys=frozenset({"confidence_curriculum/num_examples"}),
         bad={"curriculum_epochs": 1},
         lengths=(60, 54, 54, 54),
+    ),
+    EPIC: Case(
+        active=lambda: EPIC(fraction=0.35, warmup_epochs=1, interval=2),
+        neutral=lambda: EPIC(fraction=0.5, warmup_epochs=99),
+        keys=dropping_keys("epic"),
+        bad={"fraction": 1.0},
+        variants=(lambda: EPIC(fraction=0.3, warmup_epochs=1, stop_epoch=2, threshold=2),),
+        lengths=(60, 55, 55, 51),
+    ),
+    RandomDrop: Case(
+        active=lambda: RandomDrop(fraction=0.08, warmup_epochs=1, interval=1),
+        neutral=lambda: RandomDrop(fraction=0.0, warmup_epochs=1),
+        keys=dropping_keys("random_drop"),
+        bad={"counts": {3: -1}},
+        variants=(lambda: RandomDrop(counts={1: 7, 2: 3}),),
+        lengths=(60, 56, 52, 48),
+    ),
+    HighestLossDrop: Case(
+        active=lambda: HighestLossDrop(fraction=0.08, warmup_epochs=1),
+        neutral=lambda: HighestLossDrop(counts={}),
+        keys=dropping_keys("highest_loss_drop"),
+        bad={"fraction": 1.5},
+        lengths=(60, 56, 56, 52),
+    ),
+    LowestConfidenceDrop: Case(
+        active=lambda: LowestConfidenceDrop(fraction=0.08, warmup_epochs=1),
+        neutral=lambda: LowestConfidenceDrop(warmup_epochs=99),
+        keys=dropping_keys("lowest_confidence_drop"),
+        bad={"interval": 0},
+        lengths=(60, 56, 56, 52),
     ),
 }
 
