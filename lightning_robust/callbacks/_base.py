@@ -140,7 +140,7 @@ class Method(Callback):
     @property
     def num_examples(self) -> int:
         """Size n of the training set."""
-        return self.conductor.num_examples
+        return len(self.targets) if self._conductor is None else self._conductor.num_examples
 
     def observe(
         self,

@@ -7,12 +7,31 @@ import logging
 import pytest
 import torch
 
+from lightning_robust import CREST, EPIC, MAT, PDE, SPARE, GroupDRO
+
 from .cases import CASES, METHODS, Case, case_of
+
+THOROUGH = {method.__name__ for method in (CREST, EPIC, GroupDRO, MAT, PDE, SPARE)}
+"""Between them they go through every seam: the costly tests below always run on these, and on the
+others among the slow ones."""
+
+COSTLY = (
+    "test_from_checkpoints_with_worker_processes",
+    "test_dropout_and_augmentation_with_rng_state",
+    "test_a_third_party_module_with_a_step_schedule",
+    "test_runs_and_acts-compiled",
+    "test_runs_and_acts-timm",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Lightning's advice about these small runs is no error; everything else is one."""
+    """Mark what is slow; Lightning's advice about these small runs is no error."""
     for item in items:
+        name, _, rest = item.name.partition("[")
+        parts = rest.rstrip("]").split("-")
+        costly = name in COSTLY or f"{name}-{parts[-1]}" in COSTLY
+        if costly and __package__ in item.nodeid.replace("/", ".") and parts[0] not in THOROUGH:
+            item.add_marker(pytest.mark.slow)
         if __package__ in item.nodeid.replace("/", "."):
             for advice in (
                 r"ignore:.*does not have many workers",
