@@ -354,7 +354,11 @@ def plot(rows: list[Row], path: Path) -> None:
         sizes = [float(r["n"]) for r in own]
         right.plot(sizes, [float(r["seconds"]) for r in own], "o-", color=colour, label=name)
     right.set(xscale="log", yscale="log", xlabel="n (k = n / 10, d = 10)", ylabel="CPU seconds")
-    right.set_title(f"growth: n^{exponent(rows, 'seconds'):.2f}")
+    right.set_xticks(
+        [1250, 2500, 5000, 10000, 20000], ["1,250", "2,500", "5,000", "10,000", "20,000"]
+    )
+    right.minorticks_off()
+    right.set_title(f"growth of ours: n^{exponent(rows, 'seconds'):.2f}")
     right.legend(frameon=False)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
