@@ -4,9 +4,9 @@ These are the decisions of EPIC (thesis chapter 4, Algorithm 3), which drops med
 nothing but themselves, and of CREST (chapter 2), which trains on medoids weighted by the sizes of
 their clusters.
 
-Every function is a function of its arguments: randomness comes from a `torch.Generator`, and no
-matrix of size n x n is ever held for a single problem of any size. Work is done on the device of
-the features.
+Every function is a function of its arguments: randomness comes from a `torch.Generator`. A matrix
+of size n x n is held only up to n of about 1,400 (16 MB); beyond, memory is linear in n. Work is
+done on the device of the features.
 """
 
 from __future__ import annotations
