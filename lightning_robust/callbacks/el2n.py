@@ -43,8 +43,9 @@ class EL2N(_Scored):
         ``el2n/num_examples``: size of the subset.
 
     References:
-        Definition 2.2. Departures: the errors of one network, where the paper has the mean over ten
-        initialisations (average them yourself and give ``scores``); ``per_class`` is an addition.
+        The EL2N score of Section 2. Departures: the errors of one network, where the paper has the
+        mean over ten initialisations (average them yourself and give ``scores``); ``per_class`` is
+        an addition.
 
     Example:
         >>> from lightning.pytorch import Trainer

@@ -46,10 +46,10 @@ class Forgetting(_Scored):
         ``forgetting/num_examples``: size of the subset.
 
     References:
-        Algorithm 1 and Section 2. Departures: predictions are compared once an epoch, of all
-        examples with the same model, where the paper compares those of the mini-batches as they are
-        trained on; of examples that are forgotten equally often the last are kept, where the paper
-        has random ones; ``per_class`` is an addition.
+        Algorithm 1. Departures: predictions are compared once an epoch, of all examples with the
+        same model, where the paper compares those of the mini-batches as they are trained on; of
+        examples that are forgotten equally often the last are kept, where the paper has random
+        ones; ``per_class`` is an addition.
 
     Example:
         >>> from lightning.pytorch import Trainer

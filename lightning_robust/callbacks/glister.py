@@ -58,7 +58,7 @@ class GLISTER(_Coresets):
         ``glister/num_examples``: size of the subset.
 
     References:
-        Algorithms 1 and 2 and equation 6, without a regulariser; gradients are those of the last
+        Algorithms 1 and 2, without a regulariser; gradients are those of the last
         layer, as in the paper. Departures: a step on an example has the size ``step_size / k`` of
         k picks, where the paper has the learning rate, so that it does not depend on the budget;
         ``per_class`` is an addition.

@@ -50,12 +50,13 @@ class GradMatch(_Coresets):
         ``grad_match/max_weight``: the largest weight; the mean is 1.
 
     References:
-        Algorithms 1 and 2, equation 5, and the authors' settings: lambda = 0.5, a new subset every
-        20 epochs. Departures: gradients are those with respect to the logits, which are those of
-        the last layer's bias, not also of its weights; non-negative weights are solved for, where
-        the authors' code drops what comes out negative; the pursuit does not stop at a tolerance
-        before the budget; the weights of a class are scaled to its size, and all to a mean of 1.
-        That the rest is filled up at random is in the code, and in the appendix of CREST.
+        Algorithms 1 and 2, and their settings: lambda = 0.5, a new subset every 20 epochs.
+        Departures: gradients are those with respect to the logits, which are those of the last
+        layer's bias, not also of its weights; non-negative weights are solved for, where the
+        authors' code drops what comes out negative; the pursuit does not stop at a tolerance, nor
+        at an example that it finds again; what fills up has the mean weight of its class, in the
+        code 1; the weights of a class are scaled to its size, and all to a mean of 1. That the rest
+        is filled up at random is in the code, and in Section 2.2 of the thesis version of CREST.
 
     Example:
         >>> from lightning.pytorch import Trainer

@@ -44,9 +44,10 @@ class GraNd(_Scored):
         ``grand/num_examples``: size of the subset.
 
     References:
-        Definition 2.1. Departures: the gradient is that of the last layer, where the paper has that
-        of all parameters; the norms of one network, where the paper has the mean over ten
-        initialisations (average them yourself and give ``scores``); ``per_class`` is an addition.
+        The GraNd score of Section 2. Departures: the gradient is that of the last layer, where the
+        paper has that of all parameters; the norms of one network, where the paper has the mean
+        over ten initialisations (average them yourself and give ``scores``); ``per_class`` is an
+        addition.
 
     Example:
         >>> from lightning.pytorch import Trainer

@@ -1,4 +1,4 @@
-"""High learnability, as in LoBaSS (Zhou et al., 2023, https://arxiv.org/abs/2310.13008) and S2L."""
+"""High learnability, as compared in S2L (after Zhou et al., 2023, arXiv:2310.13008)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ class HighLearnability(_Scored):
 
     References:
         "High Learnability, determined by the loss decrease before and after full fine-tuning",
-        Section 3.4.1 of the thesis version of S2L. Departures: the second loss may come after fewer
+        Section 3.4.1 of the thesis version of S2L; these words are what is implemented, not LoBaSS
+        (Zhou et al., 2023), which they are about. Departures: the second loss may come after fewer
         epochs; ``per_class`` is an addition.
 
     Example:

@@ -43,9 +43,9 @@ class MiddlePerplexity(_Scored):
         ``middle_perplexity/num_examples``: size of the subset.
 
     References:
-        Section 3 (perplexity, middle subset); "Middle Perplexity" of Section 3.4.1 of the thesis
-        version of S2L. Departures: the perplexity of a target, not of a text; the model that
-        measures is the one that is trained; ``per_class`` is an addition.
+        The middle subset by perplexity; "Middle Perplexity" of Section 3.4.1 of the thesis version
+        of S2L. Departures: the perplexity of a target, not of a text; the model that measures is
+        the one that is trained; ``per_class`` is an addition.
 
     Example:
         >>> from lightning.pytorch import Trainer

@@ -35,7 +35,7 @@ def matching_pursuit(
         ContractError: If shapes do not fit, or an argument is out of range.
 
     References:
-        Algorithm 1 and equation 5 of GradMatch (Killamsetty et al., ICML 2021). Lawson and Hanson,
+        Algorithm 2 of GradMatch (Killamsetty et al., ICML 2021). Lawson and Hanson,
         Solving Least Squares Problems, 1974, chapter 23.
 
     Example:

@@ -45,7 +45,7 @@ def greedy_by_taylor(
         ContractError: If an argument is out of range.
 
     References:
-        Algorithm 2 and equation 6 of GLISTER (Killamsetty et al., AAAI 2021), for the last layer.
+        Algorithm 2 of GLISTER (Killamsetty et al., AAAI 2021), for the last layer.
 
     Example:
         >>> gradients, features = torch.tensor([[0.5, -0.5], [-0.5, 0.5]]), torch.ones(2, 1)
