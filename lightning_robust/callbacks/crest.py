@@ -306,17 +306,11 @@ class CREST(Method):
         self.start_loss = float(seen.losses.view(subsets.shape)[-1].double().mean())
         self.worst_losses.scatter_reduce_(0, subsets.flatten(), seen.losses, "amax")
         gradients = seen.gradients.view(*subsets.shape, -1)
-        device = self.conductor.module.device
         size = self.conductor.global_batch_size
         k = min(size, subsets.shape[1])
-
-        def medoids(own: Tensor) -> Tensor:
-            if len(own) == 0:  # there are more ranks than subsets
-                return torch.empty(0, 2, k, dtype=torch.int64)
-            found = facility_location_batch(gradients[own].to(device), k)
-            return torch.stack([found.indices, found.weights], 1).cpu()
-
-        places, counts = self.conductor.share_out(self.num_subsets, medoids).unbind(1)
+        places, counts = self.conductor.share_out(
+            self.num_subsets, lambda own: self._pick(gradients[own], k)
+        ).unbind(1)
         repeated = torch.arange(size) % k  # where there are fewer examples than in a batch
         self.coresets = subsets[:-1].gather(1, places)[:, repeated]
         counts = counts[:, repeated] * (torch.arange(size) < k)
@@ -325,6 +319,17 @@ class CREST(Method):
         self.since_check = 0
         self._seconds["selection"] += perf_counter() - start
         self._model()
+
+    def _pick(self, gradients: Tensor, k: int) -> Tensor:
+        """Places of the medoids of some subsets (P, r, C), and the sizes of their clusters.
+
+        Returns:
+            (P, 2, k) int64, P being 0 on some ranks where there are more ranks than subsets.
+        """
+        if len(gradients) == 0:
+            return torch.empty(0, 2, k, dtype=torch.int64)
+        found = facility_location_batch(gradients.to(self.conductor.module.device), k)
+        return torch.stack([found.indices, found.weights], 1).cpu()
 
     def _model(self) -> None:
         """Smoothed gradient and curvature of the union of the coresets, Eq. 2.7-2.9."""

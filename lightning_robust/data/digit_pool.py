@@ -24,10 +24,10 @@ _JITTER = 0.02  # standard deviation of a near-copy's noise, of the grey range
 
 
 class DigitPool(Dataset[tuple[Tensor, int]]):
-    """scikit-learn's 1,797 handwritten digits, some of them many times over.
+    """scikit-learn's 1,797 handwritten digits, turned, moved and scaled, some many times over.
 
-    The test split is 40 digits of each class as they are. The training split is made of the other
-    1,397: each image is one of them, turned, moved and scaled a little at random.
+    The test split is 40 digits of each class, once each. The training split is made of the other
+    1,397: each image is one of them.
 
     Args:
         split: ``"train"`` or ``"test"``.
@@ -75,7 +75,8 @@ class DigitPool(Dataset[tuple[Tensor, int]]):
         members = [m[torch.randperm(len(m), generator=draw)] for m in members]
         if split == "test":
             chosen = torch.cat([m[:_TEST_IMAGES] for m in members])
-            self.images, self.targets = greys[chosen].flatten(1), digits[chosen]
+            moved = _moved(greys[chosen], generator(seed, "digit pool: test"))
+            self.images, self.targets = moved.flatten(1), digits[chosen]
             self.copies = torch.zeros(len(chosen), dtype=torch.bool)
             return
         members = [m[_TEST_IMAGES:] for m in members]
@@ -107,11 +108,11 @@ class DigitPool(Dataset[tuple[Tensor, int]]):
 
 
 def _moved(images: Tensor, draw: torch.Generator) -> Tensor:
-    """Turned by up to 15 degrees, moved by up to a pixel, scaled by up to a tenth."""
+    """Turned by up to 30 degrees, moved by up to a pixel and a half, scaled by up to a fifth."""
     u = 2 * torch.rand(4, len(images), generator=draw) - 1
-    angle, scale = math.radians(15) * u[0], 1 + 0.1 * u[1]
+    angle, scale = math.radians(30) * u[0], 1 + 0.2 * u[1]
     cos, sin = angle.cos() * scale, angle.sin() * scale
-    shift = u[2:] / 4  # a pixel of eight, where the image is 2 wide
+    shift = u[2:] * 1.5 / 4  # a pixel is a quarter: the image is 2 wide
     maps = torch.stack(
         [torch.stack([cos, -sin, shift[0]], 1), torch.stack([sin, cos, shift[1]], 1)], 1
     )

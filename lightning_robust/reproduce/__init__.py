@@ -4,6 +4,7 @@ from __future__ import annotations
 
 ARTIFACTS: dict[str, str] = {
     "crest-mechanics": "lightning_robust.reproduce.crest_mechanics",
+    "crest-redundant": "lightning_robust.reproduce.crest_redundant",
     "it-collapse": "lightning_robust.reproduce.it_collapse",
     "it-fig4a": "lightning_robust.reproduce.it_fig4a",
     "it-fig6": "lightning_robust.reproduce.it_fig6",
