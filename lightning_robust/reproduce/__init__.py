@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 ARTIFACTS: dict[str, str] = {
+    "epic-gm": "lightning_robust.reproduce.epic_gm",
     "it-fig4a": "lightning_robust.reproduce.it_fig4a",
     "it-svm": "lightning_robust.reproduce.it_svm",
     "mat-fig1": "lightning_robust.reproduce.mat_fig1",
