@@ -11,7 +11,7 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 CLAIMS = {
     "01_quickstart": "assert mean_of_last_epochs(robust.worst) >= mean_of_last_epochs(plain.worst)"
     " + 0.1\nassert mean_of_last_epochs(robust.average) >= mean_of_last_epochs(plain.average)",
-    "05_poisoning": "assert sum(fooled_with_epic) < sum(fooled)\nassert sum(fooled) >= 2\n"
+    "05_poisoning": "assert sum(fooled) >= 2\nassert 0 < len(dropped) < 300\n"
     "assert sum(accuracies_with_epic) >= sum(accuracies) - 4 * 0.05",
 }
 """What must hold at the end of each notebook, in its own words."""

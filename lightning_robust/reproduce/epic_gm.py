@@ -22,8 +22,9 @@ undefended victims and, after random dropping, two thirds: two to four of its po
 enough, and others stand in for those that are dropped. At this size dropping the highest losses or
 the lowest confidences does about as well as EPIC (44 to 69 %), unlike in the paper. Batches of 128,
 poisons that start at their originals, and a warm-up of one epoch helped little where they were
-tried, on four to six targets, most of them such as EPIC had failed on. The goal of 5 % of the training time is missed by far, 21 to 23 %: with so small a
-network a pass over the data costs nearly as much as training on them.
+tried, on four to six targets, most of them such as EPIC had failed on. The goal of 5 % of the
+training time is missed by far, 21 to 23 %: with so small a network a pass over the data costs
+nearly as much as training on them.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ after 10 epochs and acts every 2. The defences that drop by other rules drop as 
 each round as EPIC with .1 did on the same poisons.
 
 The figure is after Fig. 4.6 of the EPIC chapter of the thesis: success rate against running time.
-At this size bullseye polytope and feature collision succeed now and then only; they are offered for
+The benchmark found bullseye polytope and feature collision unreliable at this size (0 to 60 %
+success). They are offered for
 trying, and nothing is claimed of them.
 """
 
