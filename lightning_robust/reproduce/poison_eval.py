@@ -9,8 +9,7 @@ each round as EPIC with .1 did on the same poisons.
 
 The figure is after Fig. 4.6 of the EPIC chapter of the thesis: success rate against running time.
 The benchmark found bullseye polytope and feature collision unreliable at this size (0 to 60 %
-success). They are offered for
-trying, and nothing is claimed of them.
+success); they are offered for trying, and nothing is claimed of them.
 """
 
 from __future__ import annotations
