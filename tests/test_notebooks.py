@@ -32,6 +32,8 @@ assert difference < 1e-3
 assert (orders[0] - weights(Nothing())).abs().max() > 0.01
 assert neutral
 """,
+    "05_poisoning": "assert sum(fooled) >= 2\nassert 0 < len(dropped) < 300\n"
+    "assert sum(accuracies_with_epic) >= sum(accuracies) - 4 * 0.05",
 }
 """What must hold at the end of each notebook, in its own words."""
 

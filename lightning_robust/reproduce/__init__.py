@@ -5,6 +5,7 @@ from __future__ import annotations
 ARTIFACTS: dict[str, str] = {
     "crest-mechanics": "lightning_robust.reproduce.crest_mechanics",
     "crest-redundant": "lightning_robust.reproduce.crest_redundant",
+    "epic-gm": "lightning_robust.reproduce.epic_gm",
     "it-collapse": "lightning_robust.reproduce.it_collapse",
     "it-fig4a": "lightning_robust.reproduce.it_fig4a",
     "it-fig6": "lightning_robust.reproduce.it_fig6",

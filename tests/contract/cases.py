@@ -345,12 +345,12 @@ CASES: dict[type[Method], Case] = {
         lengths=(60, 54, 54, 54),
     ),
     EPIC: Case(
-        active=lambda: EPIC(fraction=0.35, warmup_epochs=1, interval=2),
+        active=lambda: EPIC(fraction=0.44, warmup_epochs=1, interval=2),
         neutral=lambda: EPIC(fraction=0.5, warmup_epochs=99),
         keys=dropping_keys("epic"),
         bad={"fraction": 1.0},
         variants=(lambda: EPIC(fraction=0.3, warmup_epochs=1, stop_epoch=2, threshold=2),),
-        lengths=(60, 55, 55, 51),
+        lengths=(60, 52, 52, 44),
     ),
     RandomDrop: Case(
         active=lambda: RandomDrop(fraction=0.08, warmup_epochs=1, interval=1),
