@@ -32,6 +32,14 @@ assert difference < 1e-3
 assert (orders[0] - weights(Nothing())).abs().max() > 0.01
 assert neutral
 """,
+    "04_train_on_less": """
+print(scores)
+assert scores["S2L"] >= scores["random"] + 0.02
+assert int(kept["S2L"].min()) >= 2 * int(kept["random"].min())
+assert scores["CREST"] >= scores["random batches"] + 0.03
+assert left_in_pool < 0.3
+assert copies_left < 0.5
+""",
     "05_poisoning": "assert sum(fooled) >= 2\nassert 0 < len(dropped) < 300\n"
     "assert sum(accuracies_with_epic) >= sum(accuracies) - 4 * 0.05",
 }
