@@ -197,7 +197,8 @@ def plot(runs: Sequence[Run], figure: Figure) -> None:
             color=colours[method],
             label={"full": "the whole pool"}.get(method, f"10 % by {method}"),
         )
-    left.set_yscale("log")
+    left.set_yscale("symlog", linthresh=1)
+    left.set_ylim(0)
     left.set_xlabel("class, by size")
     left.set_ylabel("examples")
     left.set_title("Long tail: what is trained on", fontsize=11)
