@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
 from collections.abc import Sequence
@@ -114,6 +115,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N[,N...]",
         help="one number N: the seeds 0 to N - 1; several, as in 0,4,7: those (default: 3)",
     )
+    reproduce.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="the folder that holds the data set, for an artifact that needs one: crest-cifar10",
+    )
     poison = commands.add_parser(
         "poison-eval",
         help="attacks on training data against defences, on real digits",
@@ -204,7 +211,11 @@ def _reproduce(chosen: argparse.Namespace, parser: argparse.ArgumentParser) -> i
     from lightning_robust.contracts import ContractError
 
     try:
-        importlib.import_module(ARTIFACTS[chosen.name]).run(chosen.seeds, output=chosen.output)
+        needed = {} if chosen.data is None else {"data": chosen.data}
+        artifact = importlib.import_module(ARTIFACTS[chosen.name])
+        if needed and "data" not in inspect.signature(artifact.run).parameters:
+            parser.error(f"{chosen.name} needs no data set; leave out --data")
+        artifact.run(chosen.seeds, output=chosen.output, **needed)
     except ContractError as error:
         parser.error(str(error))
     except ModuleNotFoundError as error:

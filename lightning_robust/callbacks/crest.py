@@ -202,6 +202,11 @@ class CREST(Method):
         self.given: dict[int, list[Any]] = {}  # batch: its indices, weights and selection
         self._seconds = {"selection": 0.0, "approximation": 0.0, "check": 0.0}
 
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time spent so far on ``"selection"``, ``"approximation"`` and ``"check"``."""
+        return self._seconds
+
     def prepare(self, dataset: Dataset[Any]) -> None:
         """Check the data set without augmentation."""
         check_clean_dataset(self.clean_dataset, self.num_examples)

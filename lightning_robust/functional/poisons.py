@@ -162,7 +162,7 @@ def gradient_matching(
         >>> model = nn.Linear(2, 2)
         >>> target, label = torch.ones(1, 2), torch.tensor([1])
         >>> objective = gradient_matching([model], label, target, label)
-        >>> round(abs(float(objective(target))), 3)
+        >>> round(abs(float(objective(target).detach())), 3)
         0.0
     """
     if not models:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lightning_robust.models.classifier import Classifier, SmallConvNet
 from lightning_robust.models.proxy import loss_trajectories
+from lightning_robust.models.resnet20 import ResNet20
 from lightning_robust.models.xrm import (
     XRM,
     CrossRisk,
@@ -16,6 +17,7 @@ __all__ = [
     "XRM",
     "Classifier",
     "CrossRisk",
+    "ResNet20",
     "SmallConvNet",
     "cross_risk",
     "held_out_logits",

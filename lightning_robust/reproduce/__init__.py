@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 ARTIFACTS: dict[str, str] = {
+    "crest-cifar10": "lightning_robust.reproduce.crest_cifar10",
     "crest-mechanics": "lightning_robust.reproduce.crest_mechanics",
     "crest-redundant": "lightning_robust.reproduce.crest_redundant",
     "epic-gm": "lightning_robust.reproduce.epic_gm",

@@ -29,7 +29,7 @@ def defined_methods() -> set[type[Method]]:
     while waiting:
         children = waiting.pop().__subclasses__()
         waiting += children
-        found |= {c for c in children if c.__module__.startswith("lightning_robust.")}
+        found |= {c for c in children if c.__module__.startswith("lightning_robust.callbacks.")}
     return {c for c in found if not c.__name__.startswith("_")}
 
 

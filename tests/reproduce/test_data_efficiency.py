@@ -7,9 +7,15 @@ from statistics import mean
 import pytest
 import torch
 
+from lightning_robust.cli import main
 from lightning_robust.contracts import ContractError
 from lightning_robust.data import DigitPool
-from lightning_robust.reproduce import crest_mechanics, crest_redundant, s2l_longtail
+from lightning_robust.reproduce import (
+    crest_cifar10,
+    crest_mechanics,
+    crest_redundant,
+    s2l_longtail,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +74,7 @@ def test_gradients_of_batches_are_autograds():
 
 
 def test_coresets_have_a_smaller_error_than_random_batches():
-    run = crest_mechanics.train(0, epochs=5)
+    run = crest_mechanics.train(0, epochs=1)
     for crest, random in zip(run.spread["CREST"], run.spread["random"], strict=True):
         assert crest < 0.85 * random
 
@@ -130,3 +136,39 @@ def test_thresholds_of_s2l(pool):
 def test_refuses(train, arguments):
     with pytest.raises(ContractError, match=next(iter(arguments))):
         train(**arguments)
+
+
+# --- CIFAR-10 -------------------------------------------------------------------------------------
+
+
+def test_augmentation_is_a_crop_of_the_padded_image_and_perhaps_a_flip():
+    images = torch.arange(2 * 3 * 36, dtype=torch.float32).view(2, 3, 6, 6) + 1
+    found = crest_cifar10.augmented(images)
+    padded = torch.nn.functional.pad(images, (4, 4, 4, 4))
+    for image, whole in zip(found, padded, strict=True):
+        crops = [whole[:, i : i + 6, j : j + 6] for i in range(9) for j in range(9)]
+        assert any(torch.equal(image, c) or torch.equal(image, c.flip(2)) for c in crops)
+
+
+@pytest.mark.parametrize("method", crest_cifar10.METHODS)
+def test_each_row_of_the_cifar_table_trains(method):
+    g = torch.Generator().manual_seed(0)
+    splits = tuple(
+        crest_cifar10.Images(torch.randn(n, 3, 8, 8, generator=g), torch.arange(n) % 10)
+        for n in (1300, 500)
+    )
+    run = crest_cifar10.train(method, splits=splits, epochs=1)
+    assert 0 <= run.acc <= 1
+    assert set(run.parts) == (
+        {"selection", "approximation", "check"} if method == "CREST" else set()
+    )
+    assert sum(run.parts.values()) < run.seconds
+
+
+def test_without_cifar_the_command_says_where_to_get_it(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["reproduce", "crest-cifar10", "--data", str(tmp_path)])
+    assert "cifar-10-python.tar.gz" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["reproduce", "it-svm", "--data", str(tmp_path)])
+    assert "it-svm needs no data set" in capsys.readouterr().err
