@@ -210,7 +210,7 @@ def train(seed: int = 0, *, excludes: bool = False, epochs: int = EPOCHS) -> Run
         ContractError: If an argument is refused.
     """
     check_integer("seed", seed)
-    check_integer("epochs", epochs, 1)
+    check_integer("epochs", epochs, 2)
     data, test = (DigitPool(split, seed=seed) for split in ("train", "test"))
     method = CREST(
         FRACTION,
