@@ -327,7 +327,7 @@ def gathered(rows: Tensor) -> Tensor:
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return rows
-    return cast(Tensor, _Gather.apply(rows))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _Gather.apply(rows))
 
 
 class _Gather(torch.autograd.Function):
@@ -374,7 +374,7 @@ def open_clip_encoders(
     model.eval().requires_grad_(False)
     language = getattr(model, "text", model)
     text_projection = _taken_out(language, "text_projection", name)
-    pool = getattr(model.visual, "attnpool", None)
+    pool: Any = getattr(model.visual, "attnpool", None)
     if isinstance(getattr(pool, "c_proj", None), nn.Linear):  # the projection of CLIP's ResNets
         image_projection = pool.c_proj
         pool.c_proj = _identity(image_projection.in_features)
@@ -403,7 +403,8 @@ def _taken_out(tower: Any, attribute: str, name: str) -> nn.Linear:
             f"name={name!r} is a model whose {type(tower).__name__} has no linear projection "
             f"{attribute!r}; build Encoders of its parts yourself"
         )
-    linear = nn.Linear(*projection.shape, bias=False)
+    width, size = projection.shape
+    linear = nn.Linear(width, size, bias=False)
     linear.weight = nn.Parameter(projection.detach().T.contiguous())
     return linear
 
