@@ -5,7 +5,7 @@ Thesis of Yu Yang (UCLA, 2024), chapter 7, Eq. 7.7 to 7.9.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -178,6 +178,37 @@ def rank_attributes(
             )
         )
     return DiscrepancyReport(tuple(sorted(ranking, key=lambda one: -one.discrepancy)))
+
+
+def detected(detector: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> Tensor:
+    """The attribute table of images, by a detector, such as an open-vocabulary one.
+
+    Args:
+        detector: Maps images (b, ...) to which of A attributes each of them shows, bool (b, A).
+        batches: Images, in dataset order.
+
+    Returns:
+        (n, A) bool, on the CPU.
+
+    Raises:
+        ContractError: The detector returns something else.
+
+    Example:
+        >>> images = torch.tensor([[0.9, 0.1], [0.2, 0.1]])
+        >>> detected(lambda batch: batch > 0.5, [images[:1], images[1:]])
+        tensor([[ True, False],
+                [False, False]])
+    """
+    rows = []
+    for images in batches:
+        found = detector(images)
+        if found.dtype != torch.bool or found.ndim != 2 or len(found) != len(images):
+            raise ContractError(
+                f"detector must return bool (b, A), a row an image, got {tuple(found.shape)} of "
+                f"{found.dtype} for {len(images)} images: compare its scores with a threshold"
+            )
+        rows.append(found.cpu())
+    return torch.cat(rows)
 
 
 def soft_iou(maps: Tensor, boxes: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from lightning_robust.contracts import ContractError
 from lightning_robust.functional.explanations import (
     accuracy_discrepancy,
     adjusted_iou,
+    detected,
     rank_attributes,
     soft_iou,
 )
@@ -128,6 +129,7 @@ def test_the_metric_reads_batches_by_group(reduction):
         (lambda x: adjusted_iou(x, x, torch.zeros(4)), "maps must be"),
         (lambda x: accuracy_discrepancy(x, x, x, 2), "attributes must be bool"),
         (lambda x: accuracy_discrepancy(x[:1], x, x > 0, 2), "must have a row an example"),
+        (lambda x: detected(lambda images: images, [x]), "detector must return bool"),
         (lambda x: AdjustedIoU(0), "num_groups must be"),
         (lambda x: AdjustedIoU(2, reduction="sum"), "reduction must be"),
     ],

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from lightning_robust.contracts import ContractError
 from lightning_robust.models.attribution import grad_cam
+from lightning_robust.models.clip import Encoders, SpuriousAwareCLIP
 from lightning_robust.randomness import isolated
 
 CLASSES = [2, 0]
@@ -73,6 +74,23 @@ def test_of_a_vit(images):
     torch.testing.assert_close(maps, expected)
     assert maps.amax() == 1
     assert not layer._forward_hooks, "the model is left as found"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:captum")
+def test_of_the_zero_shot_logits_of_a_frozen_pair(images):
+    pytest.importorskip("captum")
+    encoder = cnn()[:-1]
+    encoders = Encoders(
+        image_encoder=encoder,
+        text_encoder=lambda texts: torch.tensor([[len(text), text.count("o")] for text in texts]),
+        image_projection=nn.Linear(294, 4),
+        text_projection=nn.Linear(2, 4),
+    )
+    model = SpuriousAwareCLIP(encoders, ["boat", "landbird", "car"]).eval()
+    images.requires_grad_()  # or nothing of a frozen encoder has a gradient
+    found = grad_cam(model, images, CLASSES, encoder[0])
+    torch.testing.assert_close(found, by_definition(model, images, encoder[0], lambda x: x))
+    assert found.amax() == 1
 
 
 def test_tokens_need_a_grid_that_fits(images):
