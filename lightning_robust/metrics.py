@@ -23,10 +23,12 @@ from torchmetrics.utilities.data import (
 )
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from lightning_robust.contracts import ContractError, check_integer
+from lightning_robust.contracts import ContractError, check_choice, check_integer
+from lightning_robust.functional.explanations import adjusted_iou
 
 __all__ = [
     "AdjustedAccuracy",
+    "AdjustedIoU",
     "GroupAccuracy",
     "GroupGap",
     "GroupWise",
@@ -440,6 +442,78 @@ class OverallAccuracy(_CountsPerGroup):
     def compute(self) -> Tensor:
         """Return the fraction of correct predictions, a scalar."""
         return self.correct.sum().float() / self.total.sum()
+
+
+# --- explanations ---------------------------------------------------------------------------------
+
+
+class AdjustedIoU(Metric):
+    """Adjusted overlap of explanation maps with the box of the class, over all or by group.
+
+    Args:
+        num_groups: Number of groups of the whole dataset; 1 if there are none.
+        reduction: ``"mean"`` over all examples, ``"worst"`` of the means of the groups, or
+            ``"none"``: the mean of every group (num_groups,), NaN without examples.
+        kwargs: Options of every `torchmetrics.Metric`.
+
+    Raises:
+        ContractError: A `ValueError`: an argument is refused.
+
+    Example:
+        >>> metric = AdjustedIoU()
+        >>> maps = torch.tensor([[[[1.0, 0.0]], [[0.5, 1.0]]]])
+        >>> metric.update(maps, boxes=torch.tensor([[[1, 0]]]), target=torch.tensor([0]))
+        >>> metric.compute()
+        tensor(0.8000)
+
+    References:
+        Yang et al., Mitigating Spurious Correlations in Multi-modal Models during Fine-tuning,
+        ICML 2023. https://arxiv.org/abs/2304.03916
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    is_differentiable = False
+
+    sums: Tensor
+    total: Tensor
+
+    def __init__(self, num_groups: int = 1, *, reduction: str = "mean", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        check_integer("num_groups", num_groups, minimum=1)
+        check_choice("reduction", reduction, ("mean", "worst", "none"))
+        self.num_groups = num_groups
+        self.reduction = reduction
+        self.add_state("sums", torch.zeros(num_groups), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros(num_groups), dist_reduce_fx="sum")
+
+    def update(
+        self, maps: Tensor, boxes: Tensor, target: Tensor, groups: Tensor | None = None
+    ) -> None:
+        """Add one batch.
+
+        Args:
+            maps: (n, C, h, w) in [0, 1], the explanation of every class.
+            boxes: (n, h, w), 1 inside the box of the true class.
+            target: True classes (n,).
+            groups: Group of each example (n,); ``None`` puts all into group 0.
+
+        Raises:
+            ContractError: A `ValueError`: shapes do not fit, or a group id is out of range.
+        """
+        values = adjusted_iou(maps, boxes, target).float()
+        if groups is None:
+            groups = torch.zeros_like(target)
+        groups = _checked_groups(groups, len(values), self.num_groups, True).to(values.device)
+        self.sums = self.sums.index_add(0, groups, values)
+        self.total = self.total.index_add(0, groups, torch.ones_like(values))
+
+    def compute(self) -> Tensor:
+        """Return the mean, the worst mean, or the mean of every group."""
+        if self.reduction == "mean":
+            return self.sums.sum() / self.total.sum()
+        means = self.sums / self.total
+        return means if self.reduction == "none" else _extreme(means, self.total > 0, largest=False)
 
 
 # --- any metric per group -------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning_robust.models.classifier import Classifier, SmallConvNet
+from lightning_robust.models.clip import Encoders, SpuriousAwareCLIP, open_clip_encoders
 from lightning_robust.models.proxy import loss_trajectories
 from lightning_robust.models.resnet20 import ResNet20
 from lightning_robust.models.xrm import (
@@ -18,9 +19,12 @@ __all__ = [
     "Classifier",
     "CrossRisk",
     "ResNet20",
+    "Encoders",
     "SmallConvNet",
+    "SpuriousAwareCLIP",
     "cross_risk",
     "held_out_logits",
     "k_fold_logits",
     "loss_trajectories",
+    "open_clip_encoders",
 ]

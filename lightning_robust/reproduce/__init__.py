@@ -19,5 +19,6 @@ ARTIFACTS: dict[str, str] = {
     "pde-table1": "lightning_robust.reproduce.pde_table1",
     "s2l-longtail": "lightning_robust.reproduce.s2l_longtail",
     "sagawa": "lightning_robust.reproduce.sagawa",
+    "vl-digits": "lightning_robust.reproduce.vl_digits",
 }
 """Name on the command line to the module whose ``run(seeds, output=folder)`` reproduces it."""
