@@ -130,7 +130,8 @@ def pruned(
         # Transposed convolutions have their outputs in the second dimension of the weight.
         outputs = int(getattr(layer, "transposed", False))
         prune.ln_structured(layer, "weight", float(share), n=norm, dim=outputs)
-        gone = (layer.weight_mask == 0).transpose(0, outputs).flatten(1).all(1)
+        mask = torch.as_tensor(layer.weight_mask)
+        gone = mask.transpose(0, outputs).flatten(1).sum(1) == 0
         prune.remove(layer, "weight")
         if layer.bias is not None:
             layer.bias.data[gone] = 0
@@ -359,7 +360,8 @@ def attribution_entropy(attributions: Tensor) -> Tensor:
     """
     parts = attributions.flatten(1).abs()
     shares = parts / parts.sum(1, keepdim=True)
-    return torch.special.entr(shares).sum(1)
+    entropy: Tensor = torch.special.entr(shares).sum(1)
+    return entropy
 
 
 def background_attribution(attributions: Tensor, background: Tensor) -> Tensor:
@@ -443,7 +445,8 @@ def logit_norm(logits: Tensor) -> Tensor:
         >>> logit_norm(torch.tensor([[3.0, -4.0]]))
         tensor([5.])
     """
-    return logits.norm(dim=1)
+    norms: Tensor = torch.linalg.vector_norm(logits, dim=1)
+    return norms
 
 
 def weight_norm(network: nn.Module) -> Tensor:
