@@ -31,6 +31,7 @@ from lightning_robust.callbacks.middle_perplexity import MiddlePerplexity
 from lightning_robust.callbacks.pde import PDE
 from lightning_robust.callbacks.random_drop import RandomDrop
 from lightning_robust.callbacks.random_subset import RandomSubset
+from lightning_robust.callbacks.representation_monitor import RepresentationMonitor
 from lightning_robust.callbacks.rng_state import RNGState
 from lightning_robust.callbacks.s2l import S2L
 from lightning_robust.callbacks.spare import SPARE
@@ -92,6 +93,7 @@ __all__ = [
     "RNGState",
     "RandomDrop",
     "RandomSubset",
+    "RepresentationMonitor",
     "Subsample",
     "WorstGroup",
     "WorstGroupAccuracy",

@@ -251,40 +251,48 @@ class RecordingBatchSampler:
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
-        self._given_out: deque[list[int]] = deque()
+        self._given_out: dict[str, deque[list[int]]] = {"": deque()}
+        self._readers: set[str] = set()
 
     @classmethod
-    def put_in(cls, loader: DataLoader[Any]) -> RecordingBatchSampler:
-        """Record the batches of ``loader`` from now on.
+    def put_in(cls, loader: DataLoader[Any], reader: str = "") -> RecordingBatchSampler:
+        """Record the batches of ``loader`` from now on, for one more reader.
 
         A loader gets the same recording each time: persistent workers hold on to the first.
         """
         recording = cls._of_loader.setdefault(loader, cls(loader.batch_sampler))
+        recording._given_out.setdefault(reader, deque())
+        recording._readers.add(reader)
         if loader.batch_sampler is not recording:
             recording.inner = loader.batch_sampler
             object.__setattr__(loader, "batch_sampler", recording)  # DataLoader freezes it
         return recording
 
     @staticmethod
-    def take_out(loader: DataLoader[Any]) -> None:
-        """Put back what :meth:`put_in` found."""
-        if isinstance(loader.batch_sampler, RecordingBatchSampler):
-            object.__setattr__(loader, "batch_sampler", loader.batch_sampler.inner)
+    def take_out(loader: DataLoader[Any], reader: str = "") -> None:
+        """Put back what :meth:`put_in` found, when the last reader goes."""
+        recording = loader.batch_sampler
+        if isinstance(recording, RecordingBatchSampler):
+            recording._readers.discard(reader)
+            if not recording._readers:
+                object.__setattr__(loader, "batch_sampler", recording.inner)
 
     @property
     def sampler(self) -> Any:
         """The sampler inside, whose epoch Lightning sets."""
         return getattr(self.inner, "sampler", None)
 
-    def next_batch(self) -> list[int]:
-        """The indices of the batch after the one of the last call."""
-        return self._given_out.popleft()
+    def next_batch(self, reader: str = "") -> list[int]:
+        """The indices of the batch after the one of the reader's last call."""
+        return self._given_out[reader].popleft()
 
     def __iter__(self) -> Iterator[list[int]]:
         """The inner sampler's batches."""
-        self._given_out.clear()
+        for given_out in self._given_out.values():
+            given_out.clear()
         for batch in self.inner:
-            self._given_out.append(list(batch))
+            for given_out in self._given_out.values():
+                given_out.append(list(batch))
             yield batch
 
     def __len__(self) -> int:

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "lightning_robust"
 LAYERS = (
     ("functional", "contracts", "randomness"),
-    ("sampling", "steering", "metrics"),
+    ("sampling", "steering", "metrics", "representation"),
     ("observing", "data", "models", "callbacks"),
     ("reproduce", "cli", "__init__"),
 )

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from lightning_robust.contracts import (
     check_at_least,
+    check_bool,
     check_choice,
     check_in_range,
     check_integer,
@@ -326,4 +327,81 @@ class SeparableClouds(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """The two features of one example, and its class."""
+        return self.features[index], int(self.targets[index])
+
+
+class ParityBits(Dataset[tuple[Tensor, int]]):
+    """The class is the parity of some bits; that of fewer others, the bias, mostly agrees with it.
+
+    The parity dataset of Qiu et al. (ICML 2024) as in Section 4.1 of Barsbey et al. (ICCV 2025):
+    core and spurious bits whose parities are the target y and the bias label b, and bits of noise.
+    All strings of bits of the given parities are equally likely.
+
+    Args:
+        split: ``"train"`` or ``"test"``.
+        num_examples: n.
+        num_core: C, the bits whose parity is y.
+        num_spurious: S, the bits whose parity is b; fewer are simpler.
+        num_noise: How many bits there are besides.
+        conflicting: Rho, the probability of b != y in training, in [0, 1]; in testing it is 1/2.
+        signed: Bits are -1 and +1; if false they are 0 and 1.
+        seed: Draws everything.
+
+    Attributes:
+        features: (n, num_core + num_spurious + num_noise) float32: core, spurious, noise.
+        targets: (n,) int64, y: 1 where the number of ones is odd.
+        biases: (n,) int64, b.
+        groups: (n,) int64, ``2 * target + bias``.
+        group_names: ``"y=0,b=0"`` and so on.
+
+    Raises:
+        ContractError: If an argument is refused.
+
+    Example:
+        >>> dataset = ParityBits(num_examples=500)
+        >>> features, target = dataset[0]
+        >>> tuple(features.shape), int((features[:4] > 0).sum()) % 2 == target
+        ((16,), True)
+    """
+
+    group_names: tuple[str, ...] = ("y=0,b=0", "y=0,b=1", "y=1,b=0", "y=1,b=1")
+
+    def __init__(
+        self,
+        split: Literal["train", "test"] = "train",
+        *,
+        num_examples: int = 4000,
+        num_core: int = 4,
+        num_spurious: int = 2,
+        num_noise: int = 10,
+        conflicting: float = 0.1,
+        signed: bool = True,
+        seed: int = 0,
+    ) -> None:
+        check_choice("split", split, ("train", "test"))
+        check_integer("num_examples", num_examples, minimum=1)
+        check_integer("num_core", num_core, minimum=1)
+        check_integer("num_spurious", num_spurious, minimum=1)
+        check_integer("num_noise", num_noise)
+        check_in_range("conflicting", conflicting, 0, 1)
+        check_bool("signed", signed)
+        draw = generator(seed, f"parity bits: {split}")
+        width = num_core + num_spurious + num_noise
+        bits = torch.randint(2, (num_examples, width), generator=draw)
+        self.targets = bits[:, :num_core].sum(1) % 2
+        conflicts = torch.rand(num_examples, generator=draw) < (
+            conflicting if split == "train" else 0.5
+        )
+        self.biases = torch.where(conflicts, 1 - self.targets, self.targets)
+        spurious = bits[:, num_core : num_core + num_spurious]
+        spurious[:, 0] = (self.biases + spurious[:, 1:].sum(1)) % 2
+        self.features = (2.0 * bits - 1) if signed else bits.float()
+        self.groups = 2 * self.targets + self.biases
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """The bits of one example, and its class."""
         return self.features[index], int(self.targets[index])

@@ -11,6 +11,8 @@ ARTIFACTS: dict[str, str] = {
     "it-fig4a": "lightning_robust.reproduce.it_fig4a",
     "it-fig6": "lightning_robust.reproduce.it_fig6",
     "it-svm": "lightning_robust.reproduce.it_svm",
+    "lr-parity": "lightning_robust.reproduce.lr_parity",
+    "lr-proposition1": "lightning_robust.reproduce.lr_proposition1",
     "mat-fig1": "lightning_robust.reproduce.mat_fig1",
     "mat-fig3": "lightning_robust.reproduce.mat_fig3",
     "mat-fig7": "lightning_robust.reproduce.mat_fig7",

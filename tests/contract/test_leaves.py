@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Timer
 from torch.utils.data import WeightedRandomSampler
 
-from lightning_robust import GroupMetrics, RNGState
+from lightning_robust import GroupMetrics, RepresentationMonitor, RNGState
 from lightning_robust.callbacks._base import Conductor
 
 from .cases import CASES
@@ -19,6 +19,7 @@ from .modules import Examples, InlineLoss
 
 FACTORIES: dict[str, Any] = {method.__name__: case.active for method, case in CASES.items()}
 FACTORIES |= {"GroupMetrics": GroupMetrics, "RNGState": RNGState, "Varying": Varying}
+FACTORIES["RepresentationMonitor"] = RepresentationMonitor
 FACTORIES["all together"] = None
 
 

@@ -7,6 +7,7 @@ from lightning_robust.contracts import ContractError, groups_of, targets_of
 from lightning_robust.data.synthetic import (
     MemorizableGaussians,
     NoisyCoreGaussians,
+    ParityBits,
     SeparableClouds,
     SpuriousPatches,
 )
@@ -155,3 +156,34 @@ def test_splits_of_patches_share_the_vectors_and_nothing_else():
 def test_bad_arguments_of_patches_are_refused(argument, value):
     with pytest.raises(ContractError, match=argument):
         SpuriousPatches(**{argument: value})
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_parities_are_the_target_and_the_bias(signed):
+    data = ParityBits(num_examples=20_000, num_core=3, num_spurious=2, num_noise=2, signed=signed)
+    assert set(data.features.unique().tolist()) == ({-1.0, 1.0} if signed else {0.0, 1.0})
+    ones = (data.features > 0).long()
+    for y, b, row in zip(data.targets[:200], data.biases[:200], ones[:200].tolist(), strict=True):
+        assert row[:3].count(1) % 2 == y
+        assert row[3:5].count(1) % 2 == b
+    torch.testing.assert_close(ones.float().mean(0), torch.full((7,), 0.5), atol=0.02, rtol=0)
+    assert (data.biases != data.targets).float().mean() == pytest.approx(0.1, abs=0.01)
+    # Given both parities, every string is as likely as any other: 2 ** 5 of them in each group.
+    codes = (ones * 2 ** torch.arange(7)).sum(1)
+    for group in range(4):
+        counts = torch.bincount(codes[data.groups == group], minlength=128)
+        assert int((counts > 0).sum()) == 32
+    test = ParityBits("test", num_examples=20_000)
+    shares = torch.bincount(test.groups, minlength=4) / 20_000
+    torch.testing.assert_close(shares, torch.full((4,), 0.25), atol=0.02, rtol=0)
+    assert torch.equal(test.groups, 2 * test.targets + test.biases)
+    assert groups_of(test).names == ("y=0,b=0", "y=0,b=1", "y=1,b=0", "y=1,b=1")
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("split", "val"), ("num_core", 0), ("num_spurious", 0), ("conflicting", 2), ("signed", 1)],
+)
+def test_bad_arguments_of_the_parity_bits_are_refused(argument, value):
+    with pytest.raises(ContractError, match=argument):
+        ParityBits(**{argument: value})
