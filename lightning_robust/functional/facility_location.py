@@ -37,13 +37,13 @@ _DIAMETER = 2.0
 # Rows in a tile of distances that stays in the cache, and the most distances held at a time.
 _TILE, _BLOCK = 512, 1 << 21
 # Candidates looked at first; examples, and candidates, in a tile of losses that have fallen.
-_CANDIDATES, _FALLEN, _WIDTH = 64, 128, 2048
+_CANDIDATES, _FALLEN, _WIDTH = 64, 256, 2048
 # Most entries of a matrix of losses that is kept: of any, and in bytes, of more features than that.
 _TABLE, _TABLE_BYTES, _MANY_FEATURES = 1 << 21, 2 << 30, 48
 # Most entries of the matrices of losses of problems that are solved together.
 _TOGETHER = 1 << 24
 # Examples of a tile of such a matrix.
-_SIDE = 1024
+_SIDE = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -563,7 +563,8 @@ def _matrix_free(space: _Space, k: int) -> Medoids:
             break
         block = top.indices[:size].sort().values
         columns = space.reached(block, nearest)
-        closer = threshold(nearest[columns] - space.losses(block, columns), _TIE, 0.0)
+        closer = space.losses(block, columns).neg_().add_(nearest[columns])
+        threshold(closer, _TIE, 0.0, inplace=True)
         weights = space.weights[columns]
         places: list[int] = []
         steps: list[Tensor] = []
@@ -576,8 +577,8 @@ def _matrix_free(space: _Space, k: int) -> Medoids:
             if best - _TIE <= max(others, 0.0):
                 break
             place = next(i for i, value in enumerate(values) if value >= best - _TIE)
-            step = closer[place]
-            closer = threshold(closer - step, _TIE, 0.0)
+            step = closer[place].clone()
+            threshold(closer.sub_(step), _TIE, 0.0, inplace=True)
             places.append(place)
             steps.append(step)
             gains.append(values[place])
