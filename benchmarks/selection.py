@@ -1,6 +1,6 @@
 """Speed, memory and quality of `functional.facility_location` beside other packages.
 
-Run `python benchmarks/selection.py`, on one thread, about five minutes, where the peers are
+Run `python benchmarks/selection.py`, on one thread, where the peers are
 installed (apricot-select with scikit-learn and numba, submodlib-py, kmedoids; those that are not
 are left out). Writes `selection.json`, `selection.md` and `selection.png` to `--output`. `--large`
 adds n = 50,000 and 100,000 of ours. A run that was cut off goes on where it stopped.
