@@ -4,16 +4,18 @@ These are the decisions of EPIC (thesis chapter 4, Algorithm 3), which drops med
 nothing but themselves, and of CREST (chapter 2), which trains on medoids weighted by the sizes of
 their clusters.
 
-Every function is a function of its arguments: randomness comes from a `torch.Generator`. A matrix
-of size n x n is held only up to n of about 1,400 (16 MB); beyond, memory is linear in n. Work is
-done on the device of the features.
+Every function is a function of its arguments: randomness comes from a `torch.Generator`. Work is
+done on the device of the features. There are two engines for exact picks. `_dense` holds the
+matrices of distances of one or several problems; it serves up to n of about 1,400 (16 MB), and up
+to 2 GB where a distance costs more than its storage (more than 48 features). `_matrix_free` serves
+all others, in memory linear in n.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -35,9 +37,13 @@ _DIAMETER = 2.0
 # Rows in a tile of distances that stays in the cache, and the most distances held at a time.
 _TILE, _BLOCK = 512, 1 << 21
 # Candidates looked at first; examples, and candidates, in a tile of losses that have fallen.
-_CANDIDATES, _FALLEN, _WIDTH = 64, 128, 2048
-# Most entries of a matrix of all losses that is kept.
-_TABLE = 1 << 21
+_CANDIDATES, _FALLEN, _WIDTH = 64, 256, 2048
+# Most entries of a matrix of losses that is kept: of any, and in bytes, of more features than that.
+_TABLE, _TABLE_BYTES, _MANY_FEATURES = 1 << 21, 2 << 30, 48
+# Most entries of the matrices of losses of problems that are solved together.
+_TOGETHER = 1 << 24
+# Examples of a tile of such a matrix.
+_SIDE = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +88,9 @@ def facility_location(
 
     Gains are first bounded from above in `dtype`, tile by tile, and then computed in float64 for
     the candidates that the bounds leave (lazy greedy), so single precision costs nothing but, at
-    worst, the order of picks whose gains differ by about 1e-6.
+    worst, the order of picks whose gains differ by about 1e-6. Only beyond 48 features and 1,448
+    examples gains are computed in `dtype` throughout: in float32 picks whose gains differ by about
+    1e-6 of the gain count as equal, and the objective stays within 1e-4 of that in float64.
 
     Args:
         features: (n, d) real and finite.
@@ -121,9 +129,9 @@ def facility_location(
     check_in_range("epsilon", epsilon, 1e-9, 1)
     check_in_range("fraction", fraction, 1e-9, 1)
     k, n = min(k, len(features)), len(features)
-    space = _Space.of(features, similarity, dtype)
     if method == "exact" and fraction == 1:
-        return _exact(space, k)
+        return _exact(features, k, similarity, dtype)
+    space = _Space.of(features, similarity, dtype)
     if generator is None:
         raise ContractError(
             "generator must be given for random candidates, got None; pass "
@@ -155,6 +163,10 @@ def facility_location_batch(
 ) -> Medoids:
     """Pick k medoids in each of P problems of the same size.
 
+    Small problems (n of up to 4,096) are solved together, all of them in `dtype`: in float64 with
+    the picks of `facility_location`; in float32 picks whose gains differ by about 1e-6 of the gain
+    count as equal, and the objective stays within 1e-4.
+
     Args:
         features: (P, r, d) real and finite: P problems of r examples.
         k: Number of medoids of each; with fewer examples, all of them are picked.
@@ -181,13 +193,17 @@ def facility_location_batch(
         raise ContractError(
             f"features must have shape (P, r, d) with P, r, d >= 1, got {tuple(features.shape)}"
         )
-    found = [facility_location(part, k, similarity=similarity, dtype=dtype) for part in features]
-    return Medoids(
-        torch.stack([one.indices for one in found]),
-        torch.stack([one.gains for one in found]),
-        torch.stack([one.assignment for one in found]),
-        torch.stack([one.weights for one in found]),
-    )
+    check_integer("k", k, 1)
+    p, n, d = features.shape
+    _checked(features.reshape(p * n, d))
+    features, k = features.detach(), min(k, n)
+    if n * n <= _TOGETHER:
+        dtype = _precision(features, similarity, dtype)
+        parts = features.split(max(1, _TOGETHER // n**2))
+        found = [_dense(some, k, similarity, dtype) for some in parts]
+        return Medoids(*(torch.cat(part) for part in zip(*map(_parts, found), strict=True)))
+    found = [_exact(some, k, similarity, dtype) for some in features]
+    return Medoids(*(torch.stack(part) for part in zip(*map(_parts, found), strict=True)))
 
 
 def greedi(
@@ -235,8 +251,183 @@ def greedi(
     picks = torch.cat([one.indices + start for one, start in zip(found, offsets, strict=False)])
     weights = torch.cat([one.weights for one in found]).double()
     space = _Space.of(everything, similarity, dtype)
-    merged = _Space.of(everything[picks], similarity, dtype, weights)
-    return _following(space, picks[_exact(merged, min(k, len(picks))).indices])
+    merged = _exact(everything[picks], min(k, len(picks)), similarity, dtype, weights)
+    return _following(space, picks[merged.indices])
+
+
+def _exact(
+    features: Tensor,
+    k: int,
+    similarity: Similarity,
+    dtype: torch.dtype | None,
+    weights: Tensor | None = None,
+) -> Medoids:
+    """Greedy picks of one problem by the engine that suits it; examples count `weights` times."""
+    n, d = features.shape
+    precision = _precision(features, similarity, dtype)
+    if n * n <= _TABLE:
+        precision = torch.float64
+    elif d <= _MANY_FEATURES or n * n * precision.itemsize > _TABLE_BYTES:
+        return _matrix_free(_Space.of(features, similarity, precision, weights), k)
+    found = _dense(features[None], k, similarity, precision, weights)
+    return Medoids(*(part[0] for part in _parts(found)))
+
+
+def _parts(found: Medoids) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return found.indices, found.gains, found.assignment, found.weights
+
+
+def _precision(features: Tensor, similarity: Similarity, dtype: torch.dtype | None) -> torch.dtype:
+    check_choice("similarity", similarity, ["euclidean", "exp"])
+    if dtype is None:
+        dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+    check_choice("dtype", dtype, [torch.float32, torch.float64])
+    return dtype
+
+
+def _scaled(features: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Centre, radius and coordinates (..., n, d), in which the radius is 1.
+
+    In float32, if `dtype` and the features have no more digits, and else in float64.
+    """
+    if not features.dtype.is_floating_point or features.dtype == torch.float64:
+        dtype = torch.float64
+    centre = features.mean(dim=-2, keepdim=True, dtype=torch.float64)
+    exact = features.to(dtype) - centre.to(dtype)
+    largest = exact.abs().amax(dim=(-2, -1), keepdim=True)  # whose square may overflow
+    exact /= torch.where(largest > 0, largest, 1.0)
+    radius = torch.linalg.vector_norm(exact, dim=-1, keepdim=True).amax(dim=-2, keepdim=True)
+    exact /= torch.where(radius > 0, radius, 1.0)
+    return centre, largest.double() * radius, exact
+
+
+def _augmented(exact: Tensor, dtype: torch.dtype) -> Tensor:
+    """(..., n, d + 2): coordinates, squared norm and 1."""
+    squares = exact.square().sum(dim=-1, keepdim=True)
+    return torch.cat([exact, squares, torch.ones_like(squares)], dim=-1).to(dtype)
+
+
+def _left(rows: Tensor, slack: float) -> Tensor:
+    """Rows whose products with `rows` are the squared distances, and their norms' `slack` more."""
+    d = rows.shape[-1] - 2
+    norms = (1 + slack) * rows[..., d:].flip(-1)
+    return torch.cat([-2 * rows[..., :d], norms], dim=-1)
+
+
+def _rounding(dtype: torch.dtype) -> float:
+    """Relative error of a squared distance or of a sum in this type."""
+    return _ROUNDING * torch.finfo(dtype).eps
+
+
+def _dense(
+    features: Tensor,
+    k: int,
+    similarity: Similarity,
+    dtype: torch.dtype,
+    weights: Tensor | None = None,
+) -> Medoids:
+    """Lazy greedy picks of P problems (P, n, d) at once, from the matrices of their losses.
+
+    Gains are bounded by what they were before. A round computes those of the candidates with the
+    largest bounds and picks while the best of them beats the bounds of all others.
+    """
+    p, n, d = features.shape
+    _, radius, exact = _scaled(features, dtype)
+    losses = _squares(_augmented(exact, dtype)).sqrt_()  # of example [..., i] to candidate [:, j]
+    nearest = losses.new_full((p, n), _DIAMETER)
+    if similarity == "exp":
+        losses.mul_((-torch.where(radius > 0, radius, 1.0) / d).to(dtype)).expm1_().neg_()
+        nearest.fill_(1.0)
+    if weights is not None:
+        losses *= weights.to(dtype)
+        nearest *= weights.to(dtype)
+    device = losses.device
+    each = torch.arange(p, device=device)
+    picks = torch.zeros(p, k + 1, dtype=torch.int64, device=device)  # the last takes what is void
+    gains = torch.zeros(p, k + 1, dtype=torch.float64, device=device)
+    assignment = torch.zeros(p, n, dtype=torch.int64, device=device)
+    bounds = nearest.sum(dim=1, keepdim=True) - losses.sum(dim=2)
+    count = torch.ones_like(each)
+    picks[:, 0] = _first(bounds, _ties(bounds))
+    gains[:, 0] = bounds[each, picks[:, 0]]
+    nearest = torch.minimum(nearest, losses[each, picks[:, 0]])
+    for start in range(0, n, _FALLEN):
+        some = slice(start, start + _FALLEN)
+        bounds[:, some] = (nearest[:, None] - losses[:, some]).clamp_(min=0).sum(dim=2)
+    bounds[each, picks[:, 0]] = -math.inf
+    size, wanted = 0, _CANDIDATES
+    while True:
+        wanted = min(wanted, n)
+        if wanted != size:
+            size = wanted
+            kept, closer = losses.new_empty(2, p * size, n)
+        top = bounds.topk(min(size + 1, n), dim=1)
+        if not bool(((top.values[:, 0] > _TIE) & (count < k)).any()):
+            break
+        others = top.values[:, size].clamp(min=0) if size < n else torch.zeros_like(nearest[:, 0])
+        block = top.indices[:, :size].sort(dim=1).values
+        torch.index_select(losses.view(p * n, n), 0, (block + n * each[:, None]).view(-1), out=kept)
+        torch.sub(nearest[:, None], kept.view(p, size, n), out=closer.view(p, size, n))
+        threshold(closer, _TIE, 0.0, inplace=True)
+        taken = bounds.gather(1, block) == -math.inf
+        before = count
+        while True:
+            gain = closer.sum(dim=1).view(p, size).masked_fill_(taken, -math.inf)
+            tied = _ties(gain)
+            going = (tied > others) & (count < k)
+            if not bool(going.any()):
+                break
+            place = _first(gain, tied)
+            row = place + size * each
+            step = closer[row] * going[:, None]
+            threshold(closer.view(p, size, n).sub_(step[:, None]), _TIE, 0.0, inplace=True)
+            nearest = torch.where(step > 0, kept[row], nearest)
+            assignment = torch.where(step > 0, count[:, None], assignment)
+            position = torch.where(going, count, k)
+            picks[each, position] = block[each, place]
+            gains[each, position] = gain[each, place].double()
+            taken.view(-1)[row] |= going
+            count = count + going
+        bounds.scatter_(1, block, gain)
+        wanted = _CANDIDATES if bool((count > before).any()) else 2 * size
+    picks, gains = picks[:, :k], gains[:, :k]
+    left = (bounds == -math.inf).to(torch.int8).argsort(dim=1, stable=True)
+    positions = torch.arange(k, device=device).expand(p, k)
+    spare = left.gather(1, (positions - count[:, None]).clamp(min=0))
+    picks = torch.where(positions < count[:, None], picks, spare)
+    worth = 1.0 if similarity == "exp" else radius[:, :, 0]
+    sizes = torch.zeros_like(picks).scatter_add_(1, assignment, torch.ones_like(assignment))
+    return Medoids(picks, gains * worth, assignment, sizes)
+
+
+def _squares(rows: Tensor) -> Tensor:
+    """(P, n, n) squared distances between augmented rows (P, n, d + 2), none for equal examples."""
+    p, n, _ = rows.shape
+    left = _left(rows, 0.0 if rows.dtype == torch.float64 else -_rounding(rows.dtype))
+    squares = rows.new_empty(p, n, n)
+    if n <= _SIDE:
+        torch.bmm(left, rows.mT, out=squares)
+        return threshold(squares, _RESOLUTION, 0.0, inplace=True)
+    for one, two, whole in zip(left, rows, squares, strict=True):
+        for i in range(0, n, _SIDE):
+            for j in range(0, i + 1, _SIDE):
+                tile = one[i : i + _SIDE] @ two[j : j + _SIDE].T
+                tile = threshold(tile, _RESOLUTION, 0.0, inplace=True)
+                whole[i : i + _SIDE, j : j + _SIDE] = tile
+                if i != j:
+                    whole[j : j + _SIDE, i : i + _SIDE] = tile.T
+    return squares
+
+
+def _ties(gains: Tensor) -> Tensor:
+    """(P,) what gains (P, m) exceed that count as equal to the largest."""
+    best = gains.amax(dim=1)
+    return best - _TIE - _rounding(gains.dtype) * best
+
+
+def _first(gains: Tensor, tied: Tensor) -> Tensor:
+    """(P,) first of the places at which gains (P, m) count as equal to the largest."""
+    return (gains >= tied[:, None]).to(torch.int8).argmax(dim=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,12 +436,11 @@ class _Space:
 
     Attributes:
         features: (n, d), as given.
-        centre: (d,) float64.
+        centre: (1, d) float64.
         radius: Largest distance of an example from the centre.
         weights: (n,) float64, how often each example counts.
         rows: (n, d + 2): coordinates, squared norm and 1, in the type of the bounds.
         rate: Exponent of the ``"exp"`` similarity in these coordinates, 0 for ``"euclidean"``.
-        table: (n, n) float64, all losses, where n is small.
     """
 
     features: Tensor
@@ -259,7 +449,6 @@ class _Space:
     weights: Tensor
     rows: Tensor
     rate: float
-    table: Tensor | None = None
 
     @classmethod
     def of(
@@ -269,25 +458,14 @@ class _Space:
         dtype: torch.dtype | None,
         weights: Tensor | None = None,
     ) -> _Space:
-        check_choice("similarity", similarity, ["euclidean", "exp"])
-        if dtype is None:
-            dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
-        check_choice("dtype", dtype, [torch.float32, torch.float64])
-        exact = features.double()
-        centre = exact.mean(dim=0)
-        exact = exact - centre
-        radius = float(torch.linalg.vector_norm(exact, dim=1).max())
-        exact /= radius or 1.0
-        squares = exact.square().sum(dim=1, keepdim=True)
-        rows = torch.cat([exact, squares, torch.ones_like(squares)], dim=1).to(dtype)
+        dtype = _precision(features, similarity, dtype)
+        centre, radius, exact = _scaled(features, torch.float64)
+        rows = _augmented(exact, dtype)
+        size = float(radius)
         if weights is None:
-            weights = torch.ones_like(squares[:, 0])
-        rate = (radius or 1.0) / features.shape[1] if similarity == "exp" else 0.0
-        space = cls(features, centre, radius, weights, rows, rate)
-        if len(rows) ** 2 > _TABLE:
-            return space
-        table = torch.cat([space.loss(_distances(some, exact)) for some in exact.split(_FALLEN)])
-        return replace(space, table=table)
+            weights = torch.ones_like(exact[:, 0])
+        rate = (size or 1.0) / features.shape[1] if similarity == "exp" else 0.0
+        return cls(features, centre, size, weights, rows, rate)
 
     @property
     def unit(self) -> float:
@@ -308,37 +486,27 @@ class _Space:
 
     def reached(self, index: Tensor, nearest: Tensor) -> Tensor:
         """Examples, at least those that one of these candidates is nearer to than `nearest`."""
-        if self.table is not None:
-            return (self.table[index].amin(dim=0) < nearest).nonzero()[:, 0]
-        squares = (self.left(self.rows[index], short=True) @ self.rows.T).amin(dim=0)
+        squares = (_left(self.rows[index], -_rounding(self.rows.dtype)) @ self.rows.T).amin(dim=0)
         return (squares < self.distance(nearest).square()).nonzero()[:, 0]
 
     def losses(self, index: Tensor, columns: Tensor) -> Tensor:
         """(m, c) losses between candidates and examples, in float64."""
-        if self.table is not None:
-            return self.table[index].index_select(1, columns)
         return self.loss(_distances(self.exactly(index), self.exactly(columns)))
 
     def bounds(self, nearest: Tensor) -> Tensor:
         """(n,) gains of all candidates, from above, where examples have losses `nearest` (n,)."""
-        if self.table is not None:
-            found = torch.zeros_like(nearest)
-            for i in range(0, len(nearest), _FALLEN):
-                some = slice(i, i + _FALLEN)
-                found += self.weights[some] @ (nearest[some, None] - self.table[some]).clamp_(min=0)
-            return found
         near, weights = nearest.to(self.rows.dtype), self.weights.to(self.rows.dtype)
         total = float(self.weights @ nearest)
         kept = torch.zeros_like(self.weights)  # sum of the losses that stay or come with a pick
         tiles = [slice(i, i + _TILE) for i in range(0, len(near), _TILE)]
         for i, one in enumerate(tiles):
-            left = self.left(self.rows[one], short=True)
+            left = _left(self.rows[one], -_rounding(self.rows.dtype))
             for two in tiles[: i + 1]:
                 loss = self.loss((left @ self.rows[two].T).clamp_(min=0).sqrt_())
                 kept[one] += torch.minimum(loss, near[two]) @ weights[two]
                 if one != two:
                     kept[two] += weights[one] @ torch.minimum(loss, near[one, None])
-        return total - kept + self.rounding * total
+        return total - kept + _rounding(self.rows.dtype) * total
 
     def lower(self, bounds: Tensor, fallen: Tensor, before: Tensor, after: Tensor) -> None:
         """Subtract from gains, bounded from above, what they lose as losses of examples fall.
@@ -349,20 +517,11 @@ class _Space:
             before: (m,) their losses before, and
             after: (m,) after.
         """
-        if self.table is not None:
-            for i in range(0, len(fallen), _FALLEN):
-                some = slice(i, i + _FALLEN)
-                old, new = before[some, None], after[some, None]
-                kept = torch.minimum(self.table[fallen[some]], old)
-                weights = self.weights[fallen[some]]
-                bounds += weights @ torch.maximum(kept, new, out=kept).sub_(old)
-            bounds += self.rounding * float(self.weights[fallen] @ before)
-            return
         dtype = self.rows.dtype
         for some in torch.arange(len(fallen), device=fallen.device).split(_FALLEN):
             rows, weights = self.rows[fallen[some]], self.weights[fallen[some]].to(dtype)
             old, new = before[some, None].to(dtype), after[some, None].to(dtype)
-            near, far = self.left(rows, short=True), self.left(rows, short=False)
+            near, far = _left(rows, -_rounding(self.rows.dtype)), _left(rows, _rounding(rows.dtype))
             near[:, -1:] -= self.distance(before[some, None]).square().to(dtype)
             stay = weights @ old
             for start in range(0, len(bounds), _WIDTH):
@@ -371,25 +530,12 @@ class _Space:
                 loss = self.loss((far @ part[columns].T).clamp_(min=0).sqrt_())
                 torch.maximum(torch.minimum(loss, old, out=loss), new, out=loss)
                 bounds[columns + start] -= stay - weights @ loss
-        bounds += self.rounding * float(self.weights[fallen] @ before)
-
-    @property
-    def rounding(self) -> float:
-        """Relative error of a squared distance or of a sum in the type of the bounds."""
-        return _ROUNDING * torch.finfo(self.rows.dtype).eps
+        bounds += _rounding(self.rows.dtype) * float(self.weights[fallen] @ before)
 
     def distance(self, losses: Tensor) -> Tensor:
         """Distances at which these losses are reached; no more than the largest there is."""
         distances = (-losses).log1p_().div_(-self.rate) if self.rate else losses
         return distances.clamp(max=_DIAMETER)
-
-    def left(self, rows: Tensor, *, short: bool) -> Tensor:
-        """Rows whose products with others are the squared distances, from below or from above."""
-        d = rows.shape[1] - 2
-        share = 1 - self.rounding if short else 1 + self.rounding
-        return torch.cat(
-            [-2 * rows[:, :d], share * rows[:, d + 1 :], share * rows[:, d : d + 1]], 1
-        )
 
 
 def _distances(x: Tensor, y: Tensor) -> Tensor:
@@ -399,7 +545,7 @@ def _distances(x: Tensor, y: Tensor) -> Tensor:
     return threshold(squares, _RESOLUTION, 0.0, inplace=True).sqrt_()
 
 
-def _exact(space: _Space, k: int) -> Medoids:
+def _matrix_free(space: _Space, k: int) -> Medoids:
     """Lazy greedy picks: blocks of candidates, in the order of upper bounds of their gains."""
     n = len(space.weights)
     nearest = space.farthest()
@@ -417,7 +563,8 @@ def _exact(space: _Space, k: int) -> Medoids:
             break
         block = top.indices[:size].sort().values
         columns = space.reached(block, nearest)
-        closer = threshold(nearest[columns] - space.losses(block, columns), _TIE, 0.0)
+        closer = space.losses(block, columns).neg_().add_(nearest[columns])
+        threshold(closer, _TIE, 0.0, inplace=True)
         weights = space.weights[columns]
         places: list[int] = []
         steps: list[Tensor] = []
@@ -430,8 +577,8 @@ def _exact(space: _Space, k: int) -> Medoids:
             if best - _TIE <= max(others, 0.0):
                 break
             place = next(i for i, value in enumerate(values) if value >= best - _TIE)
-            step = closer[place]
-            closer = threshold(closer - step, _TIE, 0.0)
+            step = closer[place].clone()
+            threshold(closer.sub_(step), _TIE, 0.0, inplace=True)
             places.append(place)
             steps.append(step)
             gains.append(values[place])

@@ -312,6 +312,27 @@ def test_batch_picks_are_those_of_each_problem(
         assert_equal(one, facility_location(part, 25, similarity=similarity), scale)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_single_precision_batch_reaches_the_objective(kind: str) -> None:
+    generator = seeded(7)
+    features = torch.stack([problem(kind, 300, 3, generator) for _ in range(3)])
+    found = facility_location_batch(features, 40, dtype=torch.float32)
+    for picks, part in zip(found.indices, features, strict=True):
+        similar = similarities(part)
+        reached = similar[:, picks.tolist()].max(axis=1).sum()
+        assert reached == pytest.approx(float(naive(part, 40).gains.sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_many_features(dtype: torch.dtype) -> None:
+    features = torch.randn(1500, 60, generator=seeded(8), dtype=torch.float64)
+    found = facility_location(features, 30, dtype=dtype)
+    wanted = naive(features, 30)
+    assert float(found.gains.sum()) == pytest.approx(float(wanted.gains.sum()), rel=1e-4)
+    if dtype == torch.float64:
+        assert_equal(found, wanted, 1500 * similarities(features).max())
+
+
 @pytest.mark.parametrize(
     ("features", "message"),
     [
