@@ -54,9 +54,10 @@ def proportional_quotas(counts: Tensor, total: int) -> Tensor:
     present = (counts > 0).long()
     first = present if total >= int(present.sum()) else torch.zeros_like(counts)
     left = total - int(first.sum())
+    if left == 0:
+        return first
     shares = (counts.double() * total / counts.sum() - first).clamp(min=0)
-    if left and left < shares.sum():
-        shares = shares * left / shares.sum()
+    shares = shares * left / shares.sum()
     quotas = (shares + 1e-9).long()
     remainders = shares - quotas
     rest = left - int(quotas.sum())

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lightning_robust.contracts import ContractError
@@ -28,6 +28,7 @@ def test_sizes(fraction, n, size):
 
 
 @settings(deadline=None)
+@example([1, 1, 12], 0.1875)
 @given(counts_and_total, st.floats(0.001, 1))
 def test_quotas(counts, fraction):
     total = size_of_subset(fraction, sum(counts))
