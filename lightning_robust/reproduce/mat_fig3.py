@@ -7,7 +7,7 @@ hidden layers of 300 tanh units is trained with full-batch Adam (1e-3) until the
 is below 1e-6. The clean error is the root of the mean squared distance to the true function where
 these dimensions are 0, for abs(x) <= 1.2. The paper prints no number.
 
-Measured with seeds 0 to 2: good .059 +- .021, ugly .076 +- .012, bad .133 +- .004, the order of the
+Measured with seeds 0 to 2: good .061 +- .002, ugly .087 +- .004, bad .130 +- .006, the order of the
 benchmark in every seed. With 20 points of the grid at random, the other reading of its words, good
 is still best, and ugly worst: .073 +- .034, .180 +- .054 and bad .109 +- .006.
 """
