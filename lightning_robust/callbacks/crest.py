@@ -43,7 +43,7 @@ class CREST(Method):
     the coresets, and all use all. **Needs** targets, and twice differentiable layers; with other
     methods, the random subsets are drawn from what their votes make. **Costs**, at each selection,
     a forward pass over ``P + 1`` random subsets and two backward passes over the P coresets; at
-    each check, a forward pass over one subset. Memory, and checkpoints, hold four more numbers a
+    each check, a forward pass over one subset. Memory, and checkpoints, hold three more numbers a
     parameter.
 
     With loader workers, batches are asked for ahead of training, at most ``num_workers *
