@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         "--all",
         action="store_true",
         help="every method, at a correlation of 0.95 and of 0.9, and one picture of all; takes "
-        "some ten minutes",
+        "under half an hour",
     )
     demo.add_argument(
         "--output",
