@@ -597,6 +597,7 @@ def silent() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers")
         warnings.filterwarnings("ignore", message=".*have no `val_dataloader`")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
         try:
             for logger in loggers:
                 logger.setLevel(logging.WARNING)
