@@ -1,10 +1,13 @@
 """Robust training for any PyTorch Lightning project, by adding one callback."""
 
 # Methods
+from lightning_robust.callbacks.activation_clustering import ActivationClustering
+from lightning_robust.callbacks.adversarial_training import AdversarialTraining
 from lightning_robust.callbacks.class_balance import ClassBalance
 from lightning_robust.callbacks.confidence_curriculum import ConfidenceCurriculum
 from lightning_robust.callbacks.craig import CRAIG
 from lightning_robust.callbacks.crest import CREST
+from lightning_robust.callbacks.deep_knn import DeepKNN
 from lightning_robust.callbacks.dfr import DFR
 from lightning_robust.callbacks.el2n import EL2N
 from lightning_robust.callbacks.epic import EPIC
@@ -12,17 +15,20 @@ from lightning_robust.callbacks.facility_location_subset import FacilityLocation
 from lightning_robust.callbacks.forgetting import Forgetting
 from lightning_robust.callbacks.glister import GLISTER
 from lightning_robust.callbacks.grad_match import GradMatch
+from lightning_robust.callbacks.gradient_clip_noise import GradientClipNoise
 from lightning_robust.callbacks.grand import GraNd
 from lightning_robust.callbacks.group_balance import GroupBalance
 from lightning_robust.callbacks.group_dro import GroupDRO
 
 # Measuring and resuming
 from lightning_robust.callbacks.group_metrics import GroupMetrics
+from lightning_robust.callbacks.herding import Herding
 from lightning_robust.callbacks.high_learnability import HighLearnability
 from lightning_robust.callbacks.highest_loss_drop import HighestLossDrop
 from lightning_robust.callbacks.importance_tempering import ImportanceTempering
 from lightning_robust.callbacks.importance_weighting import ImportanceWeighting
 from lightning_robust.callbacks.jtt import JTT
+from lightning_robust.callbacks.k_center import KCenter
 from lightning_robust.callbacks.least_confidence import LeastConfidence
 from lightning_robust.callbacks.loss_trajectory import LossTrajectory
 from lightning_robust.callbacks.lowest_confidence_drop import LowestConfidenceDrop
@@ -35,6 +41,7 @@ from lightning_robust.callbacks.representation_monitor import RepresentationMoni
 from lightning_robust.callbacks.rng_state import RNGState
 from lightning_robust.callbacks.s2l import S2L
 from lightning_robust.callbacks.spare import SPARE
+from lightning_robust.callbacks.spectral_signatures import SpectralSignatures
 from lightning_robust.callbacks.subsample import Subsample
 
 # Data
@@ -64,15 +71,19 @@ __all__ = [
     "PDE",
     "S2L",
     "SPARE",
+    "ActivationClustering",
     "AdjustedAccuracy",
+    "AdversarialTraining",
     "AnnotatedDataset",
     "ClassBalance",
     "ConfidenceCurriculum",
     "ContractError",
+    "DeepKNN",
     "FacilityLocationSubset",
     "Forgetting",
     "GraNd",
     "GradMatch",
+    "GradientClipNoise",
     "GroupAccuracy",
     "GroupBalance",
     "GroupDRO",
@@ -80,10 +91,12 @@ __all__ = [
     "GroupMetrics",
     "GroupWise",
     "Groups",
+    "Herding",
     "HighLearnability",
     "HighestLossDrop",
     "ImportanceTempering",
     "ImportanceWeighting",
+    "KCenter",
     "LeastConfidence",
     "LossTrajectory",
     "LowestConfidenceDrop",
@@ -94,6 +107,7 @@ __all__ = [
     "RandomDrop",
     "RandomSubset",
     "RepresentationMonitor",
+    "SpectralSignatures",
     "Subsample",
     "WorstGroup",
     "WorstGroupAccuracy",
