@@ -5,10 +5,13 @@ from lightning_robust.callbacks.class_balance import ClassBalance
 from lightning_robust.callbacks.confidence_curriculum import ConfidenceCurriculum
 from lightning_robust.callbacks.craig import CRAIG
 from lightning_robust.callbacks.crest import CREST
+from lightning_robust.callbacks.cvar_dro import CVaRDRO
 from lightning_robust.callbacks.dfr import DFR
+from lightning_robust.callbacks.eiil import EIIL
 from lightning_robust.callbacks.el2n import EL2N
 from lightning_robust.callbacks.epic import EPIC
 from lightning_robust.callbacks.facility_location_subset import FacilityLocationSubset
+from lightning_robust.callbacks.focal_loss import FocalLoss
 from lightning_robust.callbacks.forgetting import Forgetting
 from lightning_robust.callbacks.glister import GLISTER
 from lightning_robust.callbacks.grad_match import GradMatch
@@ -23,7 +26,10 @@ from lightning_robust.callbacks.highest_loss_drop import HighestLossDrop
 from lightning_robust.callbacks.importance_tempering import ImportanceTempering
 from lightning_robust.callbacks.importance_weighting import ImportanceWeighting
 from lightning_robust.callbacks.jtt import JTT
+from lightning_robust.callbacks.ldam import LDAM
 from lightning_robust.callbacks.least_confidence import LeastConfidence
+from lightning_robust.callbacks.lff import LfF
+from lightning_robust.callbacks.logit_correction import LogitCorrection
 from lightning_robust.callbacks.loss_trajectory import LossTrajectory
 from lightning_robust.callbacks.lowest_confidence_drop import LowestConfidenceDrop
 from lightning_robust.callbacks.mat import MAT
@@ -36,6 +42,7 @@ from lightning_robust.callbacks.rng_state import RNGState
 from lightning_robust.callbacks.s2l import S2L
 from lightning_robust.callbacks.spare import SPARE
 from lightning_robust.callbacks.subsample import Subsample
+from lightning_robust.callbacks.ula import ULA
 
 # Data
 from lightning_robust.contracts import AnnotatedDataset, ContractError, Groups
@@ -56,20 +63,25 @@ __all__ = [
     "CRAIG",
     "CREST",
     "DFR",
+    "EIIL",
     "EL2N",
     "EPIC",
     "GLISTER",
     "JTT",
+    "LDAM",
     "MAT",
     "PDE",
     "S2L",
     "SPARE",
+    "ULA",
     "AdjustedAccuracy",
     "AnnotatedDataset",
+    "CVaRDRO",
     "ClassBalance",
     "ConfidenceCurriculum",
     "ContractError",
     "FacilityLocationSubset",
+    "FocalLoss",
     "Forgetting",
     "GraNd",
     "GradMatch",
@@ -85,6 +97,8 @@ __all__ = [
     "ImportanceTempering",
     "ImportanceWeighting",
     "LeastConfidence",
+    "LfF",
+    "LogitCorrection",
     "LossTrajectory",
     "LowestConfidenceDrop",
     "MeanGroupAccuracy",
