@@ -7,11 +7,14 @@ from lightning_robust.callbacks.class_balance import ClassBalance
 from lightning_robust.callbacks.confidence_curriculum import ConfidenceCurriculum
 from lightning_robust.callbacks.craig import CRAIG
 from lightning_robust.callbacks.crest import CREST
+from lightning_robust.callbacks.cvar_dro import CVaRDRO
 from lightning_robust.callbacks.deep_knn import DeepKNN
 from lightning_robust.callbacks.dfr import DFR
+from lightning_robust.callbacks.eiil import EIIL
 from lightning_robust.callbacks.el2n import EL2N
 from lightning_robust.callbacks.epic import EPIC
 from lightning_robust.callbacks.facility_location_subset import FacilityLocationSubset
+from lightning_robust.callbacks.focal_loss import FocalLoss
 from lightning_robust.callbacks.forgetting import Forgetting
 from lightning_robust.callbacks.glister import GLISTER
 from lightning_robust.callbacks.grad_match import GradMatch
@@ -29,7 +32,10 @@ from lightning_robust.callbacks.importance_tempering import ImportanceTempering
 from lightning_robust.callbacks.importance_weighting import ImportanceWeighting
 from lightning_robust.callbacks.jtt import JTT
 from lightning_robust.callbacks.k_center import KCenter
+from lightning_robust.callbacks.ldam import LDAM
 from lightning_robust.callbacks.least_confidence import LeastConfidence
+from lightning_robust.callbacks.lff import LfF
+from lightning_robust.callbacks.logit_correction import LogitCorrection
 from lightning_robust.callbacks.loss_trajectory import LossTrajectory
 from lightning_robust.callbacks.lowest_confidence_drop import LowestConfidenceDrop
 from lightning_robust.callbacks.mat import MAT
@@ -43,6 +49,7 @@ from lightning_robust.callbacks.s2l import S2L
 from lightning_robust.callbacks.spare import SPARE
 from lightning_robust.callbacks.spectral_signatures import SpectralSignatures
 from lightning_robust.callbacks.subsample import Subsample
+from lightning_robust.callbacks.ula import ULA
 
 # Data
 from lightning_robust.contracts import AnnotatedDataset, ContractError, Groups
@@ -63,23 +70,28 @@ __all__ = [
     "CRAIG",
     "CREST",
     "DFR",
+    "EIIL",
     "EL2N",
     "EPIC",
     "GLISTER",
     "JTT",
+    "LDAM",
     "MAT",
     "PDE",
     "S2L",
     "SPARE",
+    "ULA",
     "ActivationClustering",
     "AdjustedAccuracy",
     "AdversarialTraining",
     "AnnotatedDataset",
+    "CVaRDRO",
     "ClassBalance",
     "ConfidenceCurriculum",
     "ContractError",
     "DeepKNN",
     "FacilityLocationSubset",
+    "FocalLoss",
     "Forgetting",
     "GraNd",
     "GradMatch",
@@ -98,6 +110,8 @@ __all__ = [
     "ImportanceWeighting",
     "KCenter",
     "LeastConfidence",
+    "LfF",
+    "LogitCorrection",
     "LossTrajectory",
     "LowestConfidenceDrop",
     "MeanGroupAccuracy",
