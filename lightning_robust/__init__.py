@@ -1,5 +1,8 @@
 """Robust training for any PyTorch Lightning project, by adding one callback."""
 
+# Auditing
+from lightning_robust.auditing import Audit, audit
+
 # Methods
 from lightning_robust.callbacks.class_balance import ClassBalance
 from lightning_robust.callbacks.confidence_curriculum import ConfidenceCurriculum
@@ -66,6 +69,7 @@ __all__ = [
     "SPARE",
     "AdjustedAccuracy",
     "AnnotatedDataset",
+    "Audit",
     "ClassBalance",
     "ConfidenceCurriculum",
     "ContractError",
@@ -97,4 +101,5 @@ __all__ = [
     "Subsample",
     "WorstGroup",
     "WorstGroupAccuracy",
+    "audit",
 ]
