@@ -1,5 +1,8 @@
 """Robust training for any PyTorch Lightning project, by adding one callback."""
 
+# Auditing
+from lightning_robust.auditing import Audit, audit
+
 # Methods
 from lightning_robust.callbacks.activation_clustering import ActivationClustering
 from lightning_robust.callbacks.adversarial_training import AdversarialTraining
@@ -85,6 +88,7 @@ __all__ = [
     "AdjustedAccuracy",
     "AdversarialTraining",
     "AnnotatedDataset",
+    "Audit",
     "CVaRDRO",
     "ClassBalance",
     "ConfidenceCurriculum",
@@ -125,4 +129,5 @@ __all__ = [
     "Subsample",
     "WorstGroup",
     "WorstGroupAccuracy",
+    "audit",
 ]
