@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from lightning_robust.data._datamodule import GroupDataModule, GroupedDataset
+from lightning_robust.data.celeba import CelebA, CelebADataModule
+from lightning_robust.data.cifar import CIFAR, CIFARDataModule
+from lightning_robust.data.cmnist import CMNIST, CMNISTDataModule
 from lightning_robust.data.coloured_digits import ColouredDigits, ColouredDigitsDataModule
 from lightning_robust.data.digit_pool import DigitPool
+from lightning_robust.data.fashion_mnist import FashionMNIST, FashionMNISTDataModule
+from lightning_robust.data.image_folder import GroupedImageFolder, ImageFolderDataModule
 from lightning_robust.data.pictures import draw_examples
 from lightning_robust.data.poisoned import (
     BenchmarkPoisons,
@@ -12,24 +18,48 @@ from lightning_robust.data.poisoned import (
     load_benchmark_poisons,
     load_benchmark_setups,
 )
+from lightning_robust.data.restricted_imagenet import (
+    RestrictedImageNet,
+    RestrictedImageNetDataModule,
+)
 from lightning_robust.data.synthetic import (
     MemorizableGaussians,
     NoisyCoreGaussians,
     SeparableClouds,
     SpuriousPatches,
 )
+from lightning_robust.data.tiny_imagenet import TinyImageNet, TinyImageNetDataModule
+from lightning_robust.data.waterbirds import Waterbirds, WaterbirdsDataModule
 
 __all__ = [
+    "CIFAR",
+    "CMNIST",
     "BenchmarkPoisons",
     "BenchmarkSetup",
+    "CIFARDataModule",
+    "CMNISTDataModule",
+    "CelebA",
+    "CelebADataModule",
     "ColouredDigits",
     "ColouredDigitsDataModule",
     "DigitPool",
+    "FashionMNIST",
+    "FashionMNISTDataModule",
+    "GroupDataModule",
+    "GroupedDataset",
+    "GroupedImageFolder",
+    "ImageFolderDataModule",
     "MemorizableGaussians",
     "NoisyCoreGaussians",
     "PoisonedDataset",
+    "RestrictedImageNet",
+    "RestrictedImageNetDataModule",
     "SeparableClouds",
     "SpuriousPatches",
+    "TinyImageNet",
+    "TinyImageNetDataModule",
+    "Waterbirds",
+    "WaterbirdsDataModule",
     "draw_examples",
     "load_benchmark_poisons",
     "load_benchmark_setups",
