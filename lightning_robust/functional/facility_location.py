@@ -13,11 +13,13 @@ all others, in memory linear in n.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import threshold
@@ -43,7 +45,7 @@ _TABLE, _TABLE_BYTES, _MANY_FEATURES = 1 << 21, 2 << 30, 48
 # Most entries of the matrices of losses of problems that are solved together.
 _TOGETHER = 1 << 24
 # Examples of a tile of such a matrix.
-_SIDE = 512
+_SIDE = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +201,8 @@ def facility_location_batch(
     features, k = features.detach(), min(k, n)
     if n * n <= _TOGETHER:
         dtype = _precision(features, similarity, dtype)
-        parts = features.split(max(1, _TOGETHER // n**2))
+        together = 1 if features.device.type == "cpu" else _TOGETHER // n**2
+        parts = features.split(max(1, together))
         found = [_dense(some, k, similarity, dtype) for some in parts]
         return Medoids(*(torch.cat(part) for part in zip(*map(_parts, found), strict=True)))
     found = [_exact(some, k, similarity, dtype) for some in features]
@@ -326,11 +329,7 @@ def _dense(
     dtype: torch.dtype,
     weights: Tensor | None = None,
 ) -> Medoids:
-    """Lazy greedy picks of P problems (P, n, d) at once, from the matrices of their losses.
-
-    Gains are bounded by what they were before. A round computes those of the candidates with the
-    largest bounds and picks while the best of them beats the bounds of all others.
-    """
+    """Greedy picks of P problems (P, n, d) from the matrices of their losses."""
     p, n, d = features.shape
     _, radius, exact = _scaled(features, dtype)
     losses = _squares(_augmented(exact, dtype)).sqrt_()  # of example [..., i] to candidate [:, j]
@@ -341,6 +340,90 @@ def _dense(
     if weights is not None:
         losses *= weights.to(dtype)
         nearest *= weights.to(dtype)
+    if losses.device.type == "cpu":
+        found = [_one_by_one(*each, k) for each in zip(losses, nearest, strict=True)]
+        picks, gains, assignment = (torch.stack(part) for part in zip(*found, strict=True))
+    else:
+        picks, gains, assignment = _in_rounds(losses, nearest, k)
+    worth = 1.0 if similarity == "exp" else radius[:, :, 0]
+    sizes = torch.zeros_like(picks).scatter_add_(1, assignment, torch.ones_like(assignment))
+    return Medoids(picks, gains * worth, assignment, sizes)
+
+
+def _one_by_one(losses: Tensor, nearest: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Lazy greedy picks of one problem, a candidate at a time: the fastest way on a CPU.
+
+    Gains are bounded by what they were before; a heap holds the bounds. Rows are so short that the
+    cost of a call decides, which is NumPy's advantage here.
+
+    Args:
+        losses: (n, n) of candidates (rows) to examples.
+        nearest: (n,) losses where nothing is picked.
+        k: Number of picks.
+
+    Returns:
+        Picks (k,), gains (k,) float64 and assignment (n,).
+    """
+    n, slack = len(nearest), _rounding(losses.dtype)
+    matrix, near = losses.numpy(), nearest.numpy().copy()
+    assignment = np.zeros(n, dtype=np.int64)
+    closer, ones, falls = np.empty_like(near), np.ones_like(near), np.empty(n, dtype=bool)
+    first = (nearest.sum() - losses.sum(dim=1))[None]
+    pick = int(_first(first, _ties(first)))
+    picks, gains = [pick], [float(first[0, pick])]
+    np.minimum(near, matrix[pick], out=near)
+    bounds = torch.cat(
+        [(torch.from_numpy(near) - rows).clamp_(min=0).sum(dim=1) for rows in losses.split(_SIDE)]
+    )
+    waiting = [(-gain, j) for j, gain in enumerate(bounds.tolist()) if j != pick]
+    heapq.heapify(waiting)
+    while len(picks) < k:
+        best, tied, tried = 0.0, _TIE, []
+        while waiting and -waiting[0][0] > tied:
+            j = heapq.heappop(waiting)[1]
+            np.subtract(near, matrix[j], out=closer)
+            gain = float(np.maximum(closer, 0, out=closer).dot(ones))
+            tried.append((-gain, j))
+            if gain > best:
+                best = gain
+                tied = max(_TIE, best - _TIE - slack * best)
+        if best <= _TIE:
+            break
+        pick = min(j for bound, j in tried if -bound >= tied)
+        for one in tried:
+            if one[1] != pick:
+                heapq.heappush(waiting, one)
+            else:
+                gains.append(-one[0])
+        np.less(matrix[pick], near - _TIE, out=falls)
+        np.copyto(near, matrix[pick], where=falls)
+        assignment[falls] = len(picks)
+        picks.append(pick)
+    chosen = set(picks)
+    picks += [j for j in range(n) if j not in chosen][: k - len(picks)]
+    gains += [0.0] * (k - len(gains))
+    return (
+        torch.tensor(picks),
+        torch.tensor(gains, dtype=torch.float64),
+        torch.from_numpy(assignment),
+    )
+
+
+def _in_rounds(losses: Tensor, nearest: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Lazy greedy picks of P problems at once, for devices where a call costs more than its work.
+
+    A round computes the gains of the candidates with the largest bounds and picks while the best
+    of them beats the bounds of all others.
+
+    Args:
+        losses: (P, n, n) of candidates (rows) to examples.
+        nearest: (P, n) losses where nothing is picked.
+        k: Number of picks of each problem.
+
+    Returns:
+        Picks (P, k), gains (P, k) float64 and assignment (P, n).
+    """
+    p, n = nearest.shape
     device = losses.device
     each = torch.arange(p, device=device)
     picks = torch.zeros(p, k + 1, dtype=torch.int64, device=device)  # the last takes what is void
@@ -395,9 +478,7 @@ def _dense(
     positions = torch.arange(k, device=device).expand(p, k)
     spare = left.gather(1, (positions - count[:, None]).clamp(min=0))
     picks = torch.where(positions < count[:, None], picks, spare)
-    worth = 1.0 if similarity == "exp" else radius[:, :, 0]
-    sizes = torch.zeros_like(picks).scatter_add_(1, assignment, torch.ones_like(assignment))
-    return Medoids(picks, gains * worth, assignment, sizes)
+    return picks, gains, assignment
 
 
 def _squares(rows: Tensor) -> Tensor:
@@ -407,16 +488,15 @@ def _squares(rows: Tensor) -> Tensor:
     squares = rows.new_empty(p, n, n)
     if n <= _SIDE:
         torch.bmm(left, rows.mT, out=squares)
-        return threshold(squares, _RESOLUTION, 0.0, inplace=True)
-    for one, two, whole in zip(left, rows, squares, strict=True):
-        for i in range(0, n, _SIDE):
-            for j in range(0, i + 1, _SIDE):
-                tile = one[i : i + _SIDE] @ two[j : j + _SIDE].T
-                tile = threshold(tile, _RESOLUTION, 0.0, inplace=True)
-                whole[i : i + _SIDE, j : j + _SIDE] = tile
-                if i != j:
-                    whole[j : j + _SIDE, i : i + _SIDE] = tile.T
-    return squares
+    else:
+        for one, two, whole in zip(left, rows, squares, strict=True):
+            for i in range(0, n, _SIDE):
+                for j in range(0, i + 1, _SIDE):
+                    tile = whole[i : i + _SIDE, j : j + _SIDE]
+                    torch.mm(one[i : i + _SIDE], two[j : j + _SIDE].T, out=tile)
+                    if i != j:
+                        whole[j : j + _SIDE, i : i + _SIDE] = tile.T
+    return threshold(squares, _RESOLUTION, 0.0, inplace=True)
 
 
 def _ties(gains: Tensor) -> Tensor:

@@ -56,6 +56,19 @@ def _quiet_and_on_one_thread(monkeypatch, tmp_path):
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="module")
+def chosen(request) -> list[str]:
+    """Names of the methods on which the tests of this module that were selected run."""
+    tests = [item for item in request.session.items if item.path == request.path]
+    names = {
+        str(getattr(value, "__name__", value)).partition(" ")[0]
+        for test in tests
+        if hasattr(test, "callspec")
+        for value in test.callspec.params.values()
+    }
+    return sorted(names)
+
+
 @pytest.fixture(params=METHODS, ids=lambda method: method.__name__)
 def method(request):
     """Each method of the menu."""

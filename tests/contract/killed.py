@@ -1,4 +1,7 @@
-"""Trains in child processes and kills them at random moments: ``python -m contract.killed DIR``."""
+"""Trains in child processes and kills them at random moments.
+
+``python -m contract.killed DIR METHOD...``
+"""
 
 from __future__ import annotations
 
@@ -40,8 +43,10 @@ def kill(make_method, folder: Path, steps: int) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    moments = random.Random(0)
     for method, case in CASES.items():
+        if method.__name__ not in sys.argv[2:]:
+            continue
+        moments = random.Random(method.__name__)
         steps = len(Run([case.active()], InlineLoss, max_epochs=4).trace.batches)
         for number in range(KILLS):
             place = Path(sys.argv[1]) / method.__name__ / str(number)

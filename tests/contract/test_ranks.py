@@ -19,11 +19,12 @@ from .cases import CASES
 from .modules import Examples, InlineLoss
 from .two_ranks import SCENARIOS, play
 
+pytestmark = pytest.mark.xdist_group("ranks")
 EXACT = [name for name in SCENARIOS if name.split()[1] in ("even", "lacks")]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, chosen):
     """What each of two ranks wrote down of each scenario."""
     out: Path = tmp_path_factory.mktemp("ranks")
     with socket.socket() as free:
@@ -34,12 +35,12 @@ def folder(tmp_path_factory):
     logs = [out / f"log.{rank}" for rank in range(2)]
     processes = []
     for rank, log in enumerate(logs):
-        command = [sys.executable, "-m", "contract.two_ranks", str(out), str(rank), port]
+        command = [sys.executable, "-m", "contract.two_ranks", str(out), str(rank), port, *chosen]
         with log.open("w") as errors:
             processes.append(
                 subprocess.Popen(command, env=environment, stderr=errors, stdout=subprocess.DEVNULL)
             )
-    end = time.monotonic() + 300
+    end = time.monotonic() + 600
     while any(p.poll() is None for p in processes) and time.monotonic() < end:
         if any(p.poll() for p in processes):  # one failed: the other would wait for it
             break
@@ -112,9 +113,10 @@ def test_shards_are_disjoint_up_to_padding(folder, name):
             assert set(repeated) == {i for e, _, batch in alone if e == epoch for i in batch}
 
 
-def test_group_dro_equals_all_reduced_losses(folder):
+@pytest.mark.parametrize("name", ["GroupDRO lacks a group"])
+def test_group_dro_equals_all_reduced_losses(folder, name):
     """q by hand, from the group losses of both ranks' batches together (Algorithm 1)."""
-    ranks = results(folder, "GroupDRO lacks a group")
+    ranks = results(folder, name)
     data = Examples()
     groups = torch.arange(60) % 2
     torch.manual_seed(0)
@@ -141,8 +143,9 @@ def test_group_dro_equals_all_reduced_losses(folder):
     torch.testing.assert_close(ranks[0]["weights"], module.state_dict(), rtol=1e-3, atol=1e-5)
 
 
-def test_an_observation_is_whole_on_every_rank(folder):
-    first, second = results(folder, "Sees uneven")
+@pytest.mark.parametrize("name", ["Sees uneven"])
+def test_an_observation_is_whole_on_every_rank(folder, name):
+    first, second = results(folder, name)
     for quantity in ("logits", "losses"):
         assert len(first["seen"][quantity]) == 61
         assert_equal(first["seen"][quantity], second["seen"][quantity])

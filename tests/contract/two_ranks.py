@@ -1,4 +1,4 @@
-"""One of two gloo processes: ``python -m contract.two_ranks OUT RANK PORT``."""
+"""One of two gloo processes: ``python -m contract.two_ranks OUT RANK PORT METHOD...``."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def resumed(folder: Path, make: Any, settings: dict[str, Any]) -> list[str]:
     return wrong
 
 
-def main(out: Path, rank: int, port: str) -> None:
+def main(out: Path, rank: int, port: str, chosen: list[str]) -> None:
     torch.set_num_threads(1)
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1",
@@ -99,16 +99,18 @@ def main(out: Path, rank: int, port: str) -> None:
         "WORLD_SIZE": "2",
     }
     ddp = {"devices": 2, "strategy": "ddp"}
-    for name in SCENARIOS:
+    for name in (name for name in SCENARIOS if name.split()[0] in chosen):
         torch.save(play(name, 2, **ddp), out / f"{name}.{rank}")
     for method, make in {**{m: c.active for m, c in CASES.items()}, Varying: Varying}.items():
+        if method.__name__ not in chosen:
+            continue
         (folder := out / f"checkpoints of {method.__name__}").mkdir(exist_ok=True)
         torch.save(resumed(folder, make, ddp), out / f"{method.__name__} resumed.{rank}")
 
 
 if __name__ == "__main__":
     try:
-        main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+        main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:])
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()

@@ -11,6 +11,8 @@ from torch import Tensor
 from lightning_robust.contracts import ContractError
 from lightning_robust.functional.facility_location import (
     Medoids,
+    _in_rounds,
+    _one_by_one,
     facility_location,
     facility_location_batch,
     greedi,
@@ -310,6 +312,20 @@ def test_batch_picks_are_those_of_each_problem(
         one = Medoids(found.indices[p], found.gains[p], found.assignment[p], found.weights[p])
         scale = shape[1] * similarities(part, similarity).max()
         assert_equal(one, facility_location(part, 25, similarity=similarity), scale)
+
+
+@pytest.mark.parametrize("k", [1, 20, 90])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_accelerator_picks_the_same(kind: str, k: int) -> None:
+    features = torch.stack([problem(kind, 90, 3, seeded(number)) for number in range(3)])
+    losses = torch.cdist(features, features)
+    nearest = losses.amax(dim=(1, 2))[:, None].expand(3, 90).clone()
+    together = _in_rounds(losses, nearest.clone(), k)
+    for picks, gains, assignment, *one in zip(*together, losses, nearest, strict=True):
+        wanted = _one_by_one(*one, k)
+        assert picks.tolist() == wanted[0].tolist()
+        torch.testing.assert_close(gains, wanted[1])
+        assert assignment.tolist() == wanted[2].tolist()
 
 
 @pytest.mark.parametrize("kind", KINDS)
