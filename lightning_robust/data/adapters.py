@@ -107,7 +107,7 @@ def from_wilds(subset: Any, *, groups: Sequence[str], pairs: bool = True) -> Ann
         place = fields.index(name)
         values = whole[:, place].unique()
         words = known.get(name)
-        shown = [str(words[v]) if words is not None else str(v) for v in values.tolist()]
+        shown = [str(words[v]).strip() if words is not None else str(v) for v in values.tolist()]
         ids = ids * len(values) + torch.searchsorted(values, here[:, place].contiguous())
         names = [f"{before},{name}={word}" for before in names for word in shown]
     annotated = Groups.from_ids(ids, [name.removeprefix(",") for name in names])
