@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_robust.contracts import check_bool, check_integer
+from lightning_robust.data._sources import Source
 from lightning_robust.randomness import generator, resolve_seed
 
 Item = TypeVar("Item", covariant=True)
@@ -46,10 +47,10 @@ class GroupedDataset(Dataset[Item]):
 class GroupDataModule(LightningDataModule):
     """Loaders of the training, the validation and the test split of a data set.
 
-    A data set's own module makes its splits in :meth:`make`, fetches its files in
-    :meth:`download_files`, and may put items together in :meth:`collate_fn`. All ranks make the
-    same splits; only one downloads. Training is shuffled by a private generator, a function of seed
-    and epoch. Validation and test are in order.
+    A data set's own module makes its splits in :meth:`make`, names its ``source``, and may put
+    items together in :meth:`collate_fn`. All ranks make the same splits; only one downloads.
+    Training is shuffled by a private generator, a function of seed and epoch. Validation and test
+    are in order.
 
     Args:
         root: Folder of the files.
@@ -68,6 +69,11 @@ class GroupDataModule(LightningDataModule):
     Raises:
         ContractError: If an argument is refused; in :meth:`setup`, if files are missing.
     """
+
+    source: Source
+    """Where the files come from."""
+    layouts: ClassVar[Sequence[str]] = ()
+    """Files below the root, any of which says that nothing needs to be downloaded."""
 
     train: GroupedDataset[Any]
     val: GroupedDataset[Any]
@@ -104,9 +110,6 @@ class GroupDataModule(LightningDataModule):
         """One split, augmented if it is for training and augmentation is wanted."""
         raise NotImplementedError
 
-    def download_files(self) -> None:
-        """Fetch what is missing; called in one process, before any :meth:`make`."""
-
     def collate_fn(self) -> Callable[[list[Any]], Any] | None:
         """What makes a batch of items; ``None`` is torch's own. Must pickle, for workers."""
         return None
@@ -116,7 +119,7 @@ class GroupDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Download, if asked to; Lightning calls this in one process."""
         if self.download:
-            self.download_files()
+            self.source.download(self.root, unless=self.layouts)
 
     def setup(self, stage: str) -> None:
         """Make the three splits, once, whatever the stage."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ class Source:
         licence: In words.
         archive: Address of a tar or zip file that :meth:`download` unpacks in the root.
         md5: Checksum of the archive, where it is publicly known.
+        fetch: Fetches the files into a root, where something else than an archive is to be had.
 
     Example:
         >>> source = Source("Toys", "https://toys.org", "unpack toys.zip there", "CC0")
@@ -43,6 +44,7 @@ class Source:
     licence: str
     archive: str | None = None
     md5: str | None = None
+    fetch: Callable[[str], object] | None = None
 
     def missing(self, root: str | Path, files: Sequence[str]) -> ContractError:
         """The error to raise where files of this data set are missing.
@@ -51,10 +53,11 @@ class Source:
             root: The folder that was given.
             files: What was looked for, below the root.
         """
-        fetch = "" if self.archive is None else ", or pass download=True"
+        automatic = self.archive is not None or self.fetch is not None
         return ContractError(
             f"root={str(root)!r} does not hold {self.name}: looked for {', '.join(files)}. "
-            f"Get it from {self.address} and {self.place}{fetch}. Licence: {self.licence}"
+            f"Get it from {self.address} and {self.place}"
+            f"{', or pass download=True' if automatic else ''}. Licence: {self.licence}"
         )
 
     def find(self, root: Path, files: Sequence[str]) -> Path:
@@ -72,26 +75,35 @@ class Source:
                 return root / file
         raise self.missing(root, files)
 
-    def download(self, root: Path) -> None:
-        """Fetch the archive, check it, and unpack it in the root.
+    def download(self, root: Path, unless: Sequence[str] = ()) -> None:
+        """Fetch the files, check them, and unpack them in the root.
+
+        Args:
+            root: The folder that was given; made if need be.
+            unless: Files below the root, any of which says that nothing needs to be fetched.
 
         Raises:
-            ContractError: There is no archive, the address does not answer, or the checksum is
-                another.
+            ContractError: There is nothing to fetch, the address does not answer, or the checksum
+                is another.
         """
         from torchvision.datasets.utils import download_and_extract_archive
 
-        if self.archive is None:
+        if any((root / file).is_file() for file in unless):
+            return
+        if self.archive is None and self.fetch is None:
             raise ContractError(
                 f"download=True: {self.name} has no address that a program may fetch; get it from "
                 f"{self.address} and {self.place}. Licence: {self.licence}"
             )
         try:
-            download_and_extract_archive(self.archive, str(root), md5=self.md5)
+            if self.fetch is not None:
+                self.fetch(str(root))
+            else:
+                download_and_extract_archive(self.archive, str(root), md5=self.md5)
         except (OSError, RuntimeError, zipfile.BadZipFile) as error:
             raise ContractError(
-                f"download=True: {self.archive} cannot be fetched ({error}); get {self.name} from "
-                f"{self.address} by hand and {self.place}"
+                f"download=True: {self.name} cannot be fetched ({error}); get it from "
+                f"{self.address} by hand and {self.place}. Licence: {self.licence}"
             ) from error
 
 
