@@ -18,18 +18,32 @@ from lightning_robust.data.synthetic import (
     SeparableClouds,
     SpuriousPatches,
 )
+from lightning_robust.data.two_cues import (
+    MNISTCIFAR,
+    CorruptedCIFAR10,
+    DoubleMNIST,
+    MoonStar,
+    TenColourMNIST,
+    TwoCuesDataModule,
+)
 
 __all__ = [
+    "MNISTCIFAR",
     "BenchmarkPoisons",
     "BenchmarkSetup",
     "ColouredDigits",
     "ColouredDigitsDataModule",
+    "CorruptedCIFAR10",
     "DigitPool",
+    "DoubleMNIST",
     "MemorizableGaussians",
+    "MoonStar",
     "NoisyCoreGaussians",
     "PoisonedDataset",
     "SeparableClouds",
     "SpuriousPatches",
+    "TenColourMNIST",
+    "TwoCuesDataModule",
     "draw_examples",
     "load_benchmark_poisons",
     "load_benchmark_setups",
