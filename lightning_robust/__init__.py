@@ -6,6 +6,7 @@ from lightning_robust.auditing import Audit, audit
 # Methods
 from lightning_robust.callbacks.activation_clustering import ActivationClustering
 from lightning_robust.callbacks.adversarial_training import AdversarialTraining
+from lightning_robust.callbacks.afr import AFR
 from lightning_robust.callbacks.class_balance import ClassBalance
 from lightning_robust.callbacks.confidence_curriculum import ConfidenceCurriculum
 from lightning_robust.callbacks.craig import CRAIG
@@ -49,6 +50,7 @@ from lightning_robust.callbacks.random_subset import RandomSubset
 from lightning_robust.callbacks.representation_monitor import RepresentationMonitor
 from lightning_robust.callbacks.rng_state import RNGState
 from lightning_robust.callbacks.s2l import S2L
+from lightning_robust.callbacks.self import SELF
 from lightning_robust.callbacks.spare import SPARE
 from lightning_robust.callbacks.spectral_signatures import SpectralSignatures
 from lightning_robust.callbacks.subsample import Subsample
@@ -70,6 +72,7 @@ from lightning_robust.metrics import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AFR",
     "CRAIG",
     "CREST",
     "DFR",
@@ -82,6 +85,7 @@ __all__ = [
     "MAT",
     "PDE",
     "S2L",
+    "SELF",
     "SPARE",
     "ULA",
     "ActivationClustering",

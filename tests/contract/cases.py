@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import lightning_robust
 from lightning_robust import (
+    AFR,
     CRAIG,
     CREST,
     DFR,
@@ -24,6 +25,7 @@ from lightning_robust import (
     MAT,
     PDE,
     S2L,
+    SELF,
     SPARE,
     ULA,
     ActivationClustering,
@@ -207,6 +209,26 @@ CASES: dict[type[Method], Case] = {
             lambda: DFR(num_refits=2),
             lambda: DFR(data="train", strength=1.0, num_refits=2, after_epochs=2),
         ),
+    ),
+    # Each at its own time: two that replace the head at once are refused.
+    AFR: Case(
+        active=lambda: AFR(gamma=3.0, held_out=0.1, num_steps=20, after_epochs=2),
+        neutral=lambda: AFR(held_out=0.0, after_epochs=99),
+        keys=frozenset({"afr/effective_size"}),
+        bad={"gamma": -1},
+        variants=(lambda: AFR(held_out=0.0, num_steps=20, penalty=0.1),),
+        lengths=(54, 54, 54, 54),
+    ),
+    SELF: Case(
+        active=lambda: SELF(4, selection="random", held_out=0.1, num_steps=20, after_epochs=1),
+        neutral=lambda: SELF(held_out=0.0, after_epochs=99),
+        keys=frozenset({"self/num_selected"}),
+        bad={"num_selected": 0},
+        variants=(
+            lambda: SELF(5, held_out=0.2, num_steps=20),
+            lambda: SELF(5, selection="early_misclassification", held_out=0.0, num_steps=20),
+        ),
+        lengths=(54, 54, 54, 54),
     ),
     ImportanceTempering: Case(
         needs_groups={},
