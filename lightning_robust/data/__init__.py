@@ -34,12 +34,6 @@ from lightning_robust.data.synthetic import (
     SpuriousPatches,
 )
 from lightning_robust.data.tiny_imagenet import TinyImageNet, TinyImageNetDataModule
-from lightning_robust.data.waterbirds import Waterbirds, WaterbirdsDataModule
-
-__all__ = [
-    "CIFAR",
-    "CMNIST",
-    "SNLI",
 from lightning_robust.data.two_cues import (
     MNISTCIFAR,
     CorruptedCIFAR10,
@@ -48,8 +42,13 @@ from lightning_robust.data.two_cues import (
     TenColourMNIST,
     TwoCuesDataModule,
 )
+from lightning_robust.data.waterbirds import Waterbirds, WaterbirdsDataModule
 
+__all__ = [
+    "CIFAR",
+    "CMNIST",
     "MNISTCIFAR",
+    "SNLI",
     "BenchmarkPoisons",
     "BenchmarkSetup",
     "CIFARDataModule",
@@ -62,6 +61,7 @@ from lightning_robust.data.two_cues import (
     "ColouredDigitsDataModule",
     "CorruptedCIFAR10",
     "DigitPool",
+    "DoubleMNIST",
     "FashionMNIST",
     "FashionMNISTDataModule",
     "GroupDataModule",
@@ -71,10 +71,9 @@ from lightning_robust.data.two_cues import (
     "Instructions",
     "InstructionsDataModule",
     "MemorizableGaussians",
+    "MoonStar",
     "MultiNLI",
     "MultiNLIDataModule",
-    "DoubleMNIST",
-    "MoonStar",
     "NoisyCoreGaussians",
     "PoisonedDataset",
     "RestrictedImageNet",
@@ -82,12 +81,12 @@ from lightning_robust.data.two_cues import (
     "SNLIDataModule",
     "SeparableClouds",
     "SpuriousPatches",
+    "TenColourMNIST",
     "TinyImageNet",
     "TinyImageNetDataModule",
+    "TwoCuesDataModule",
     "Waterbirds",
     "WaterbirdsDataModule",
-    "TenColourMNIST",
-    "TwoCuesDataModule",
     "draw_examples",
     "from_huggingface",
     "from_wilds",
