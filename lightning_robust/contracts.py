@@ -309,6 +309,34 @@ def targets_of(dataset: object) -> Tensor:
     raise ContractError(f"{kind} has no targets: {_TARGETS_FIX}")
 
 
+def clean_view(dataset: Dataset[Any]) -> Dataset[Any]:
+    """The same examples in the same order, without augmentation, where the dataset offers them.
+
+    That is its attribute ``clean``, a dataset of the same length; `AnnotatedDataset`, `Subset` and
+    `ConcatDataset` are followed.
+
+    Args:
+        dataset: A map-style dataset.
+
+    Example:
+        >>> augmented, plain = AnnotatedDataset("abc"), AnnotatedDataset("xyz")
+        >>> augmented.clean = plain
+        >>> clean_view(Subset(augmented, [2]))[0]
+        'z'
+    """
+    clean = getattr(dataset, "clean", None)
+    if isinstance(clean, Dataset) and _length(clean) == _length(dataset):
+        return clean
+    match dataset:
+        case AnnotatedDataset():
+            return clean_view(dataset.dataset)  # type: ignore[arg-type]
+        case Subset():
+            return Subset(clean_view(dataset.dataset), dataset.indices)
+        case ConcatDataset():
+            return ConcatDataset([clean_view(part) for part in dataset.datasets])
+    return dataset
+
+
 def groups_of(dataset: object) -> Groups:
     """Group of every example of a dataset, from its ``groups`` (and ``group_names``).
 

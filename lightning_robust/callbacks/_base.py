@@ -35,6 +35,7 @@ from lightning_robust.contracts import (
     ContractError,
     Groups,
     GroupsLike,
+    clean_view,
     resolve_groups,
     targets_of,
 )
@@ -152,7 +153,7 @@ class Method(Callback):
 
         Args:
             quantities: See :class:`~lightning_robust.observing.Observer`.
-            dataset: ``None`` is the training set.
+            dataset: ``None`` is the training set, in its ``clean`` view if it has one.
             indices: (k,) dataset indices: rows are of these examples, in this order.
         """
         return self.conductor.observe(quantities, dataset, indices)
@@ -507,7 +508,7 @@ class Conductor:
         dataset: Dataset[Any] | None,
         indices: Tensor | None = None,
     ) -> Observation:
-        """Observe ``dataset``, or the training set, with the model as it is now."""
+        """Observe ``dataset``, or the training set's clean view, with the model as it is now."""
         dataset, targets = self._observed(dataset, indices)
         return self._observer()(dataset, targets, quantities)
 
@@ -520,7 +521,7 @@ class Conductor:
     ) -> Tensor:
         """Losses (n,) of a language model; see :meth:`Observer.sequences`."""
         assert self._loader is not None
-        dataset = self._loader.dataset if dataset is None else dataset
+        dataset = clean_view(self._loader.dataset) if dataset is None else dataset
         if indices is not None:
             dataset = Subset(dataset, indices.tolist())
         return self._observer().sequences(dataset, token_labels, reduction)
@@ -548,7 +549,7 @@ class Conductor:
     ) -> tuple[Dataset[Any], Tensor]:
         assert self._loader is not None
         if dataset is None:
-            dataset, targets = self._loader.dataset, self.targets
+            dataset, targets = clean_view(self._loader.dataset), self.targets
         else:
             targets = targets_of(dataset)
         if indices is None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_robust.contracts import check_choice, check_in_range, check_integer
+from lightning_robust.data._draws import correlated_hues
 from lightning_robust.randomness import generator
 
 CLASS_NAMES = ("01", "23", "45", "67", "89")  #: The two digits of each class.
@@ -74,7 +75,7 @@ class ColouredDigits(Dataset[tuple[Tensor, int]]):
         chosen = order.split(list(SPLIT_SIZES.values()))[list(SPLIT_SIZES).index(split)]
         greys, classes = greys[chosen], digits[chosen] // 2
         if split == "train":
-            hues = _correlated_hues(classes, correlation, generator(seed, "coloured digits: hues"))
+            hues = correlated_hues(classes, correlation, generator(seed, "coloured digits: hues"))
         else:
             hues = torch.arange(_NUM_HUES).repeat(len(classes))
             greys = greys.repeat_interleave(_NUM_HUES, dim=0)
@@ -153,22 +154,3 @@ def _digits() -> tuple[Tensor, Tensor]:
 def _hue_table() -> Tensor:
     """Red, green and blue of each hue (5, 3), float32 in [0, 1]."""
     return torch.tensor([list(bytes.fromhex(hue)) for hue in HUES.values()]) / 255
-
-
-def _correlated_hues(classes: Tensor, correlation: float, draw: torch.Generator) -> Tensor:
-    """A hue for each example (n,), in exact proportions within each class.
-
-    Args:
-        classes: Class of each example (n,); the own hue of class c is c.
-        correlation: Share of a class in its own hue, rounded to whole examples.
-        draw: Decides who wears what.
-    """
-    hues = torch.empty_like(classes)
-    for own in range(_NUM_HUES):
-        members = (classes == own).nonzero().flatten()
-        members = members[torch.randperm(len(members), generator=draw)]
-        num_own = round(correlation * len(members))
-        others = torch.arange(len(members) - num_own) % (_NUM_HUES - 1)  # evenly: 0 1 2 3 0 1 ...
-        hues[members[:num_own]] = own
-        hues[members[num_own:]] = (own + 1 + others) % _NUM_HUES
-    return hues

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from lightning_robust.models.classifier import Classifier, SmallConvNet
+from lightning_robust.models.biased import biased_logits, biased_losses
+from lightning_robust.models.classifier import Classifier, LanguageModel, SmallConvNet
 from lightning_robust.models.clip import Encoders, SpuriousAwareCLIP, open_clip_encoders
+from lightning_robust.models.networks import (
+    LeNet5,
+    language_model,
+    text_network,
+    timm_network,
+    torchvision_network,
+)
 from lightning_robust.models.proxy import loss_trajectories
 from lightning_robust.models.resnet20 import ResNet20
 from lightning_robust.models.xrm import (
@@ -19,12 +27,20 @@ __all__ = [
     "Classifier",
     "CrossRisk",
     "Encoders",
+    "LanguageModel",
+    "LeNet5",
     "ResNet20",
     "SmallConvNet",
     "SpuriousAwareCLIP",
+    "biased_logits",
+    "biased_losses",
     "cross_risk",
     "held_out_logits",
     "k_fold_logits",
+    "language_model",
     "loss_trajectories",
     "open_clip_encoders",
+    "text_network",
+    "timm_network",
+    "torchvision_network",
 ]
