@@ -494,15 +494,12 @@ CASES: dict[type[Method], Case] = {
         lengths=(60, 44, 44, 44),
     ),
     DeepKNN: Case(
-        # All neighbours: the smaller classes are outvoted as a whole, so kept; it starts again.
-        active=lambda: DeepKNN(59, warmup_epochs=1),
+        active=lambda: DeepKNN(10, warmup_epochs=1),
         neutral=lambda: DeepKNN(warmup_epochs=99),
         keys=dropping_keys("deep_knn"),
         bad={"num_neighbours": 0},
-        variants=(
-            lambda: DeepKNN(5, warmup_epochs=1),
-            lambda: DeepKNN(30, warmup_epochs=0, reinitialise=False),
-        ),
+        variants=(lambda: DeepKNN(30, warmup_epochs=0, reinitialise=False),),
+        lengths=(60, 40, 40, 40),
     ),
     GradientClipNoise: Case(
         active=GradientClipNoise,
