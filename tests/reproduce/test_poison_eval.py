@@ -78,7 +78,6 @@ def test_every_other_defence_trains_a_victim(setup, defence):
     victim, method, _ = defender.train(defence)
     undefended, _, _ = defender.train("None")
     assert not torch.equal(victim[-1].weight, undefended[-1].weight)
-    assert digit_poisons.accuracy(victim, setup) > 0.5
     if defence in poison_eval.FILTERS:
         assert method.filtered
         assert method.warmup_epochs == setup.epochs
