@@ -43,6 +43,7 @@ from lightning_robust.callbacks.logit_correction import LogitCorrection
 from lightning_robust.callbacks.loss_trajectory import LossTrajectory
 from lightning_robust.callbacks.lowest_confidence_drop import LowestConfidenceDrop
 from lightning_robust.callbacks.mat import MAT
+from lightning_robust.callbacks.memorisation_scores import MemorisationScores
 from lightning_robust.callbacks.middle_perplexity import MiddlePerplexity
 from lightning_robust.callbacks.pde import PDE
 from lightning_robust.callbacks.random_drop import RandomDrop
@@ -123,6 +124,7 @@ __all__ = [
     "LossTrajectory",
     "LowestConfidenceDrop",
     "MeanGroupAccuracy",
+    "MemorisationScores",
     "MiddlePerplexity",
     "OverallAccuracy",
     "RNGState",
