@@ -14,6 +14,7 @@ ARTIFACTS: dict[str, str] = {
     "lr-parity": "lightning_robust.reproduce.lr_parity",
     "lr-proposition1": "lightning_robust.reproduce.lr_proposition1",
     "mat-fig1": "lightning_robust.reproduce.mat_fig1",
+    "mat-fig2": "lightning_robust.reproduce.mat_fig2",
     "mat-fig3": "lightning_robust.reproduce.mat_fig3",
     "mat-fig7": "lightning_robust.reproduce.mat_fig7",
     "mat-figB": "lightning_robust.reproduce.mat_figb",
