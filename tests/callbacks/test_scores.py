@@ -15,13 +15,17 @@ from lightning_robust import (
     FacilityLocationSubset,
     Forgetting,
     GraNd,
+    Herding,
     HighLearnability,
+    KCenter,
     LeastConfidence,
     MiddlePerplexity,
 )
+from lightning_robust.functional.subsets import herding, k_center
 
 METHODS = [EL2N, GraNd, Forgetting, LeastConfidence, MiddlePerplexity, HighLearnability]
-ALL = [*METHODS, FacilityLocationSubset]
+OF_FEATURES = [FacilityLocationSubset, Herding, KCenter]
+ALL = [*METHODS, *OF_FEATURES]
 
 
 def errors(views, y):
@@ -123,13 +127,21 @@ def test_classes_keep_their_shares(train, points, method):
         assert min(scores[i] for i in kept & members) >= max(scores[i] for i in members - kept)
 
 
+PICKS = {  # the last two as tests/functional/test_subsets.py has checked them
+    FacilityLocationSubset: medoids,
+    Herding: lambda features, members, k: {members[i] for i in herding(features[members], k)},
+    KCenter: lambda features, members, k: {members[i] for i in k_center(features[members], k)},
+}
+
+
+@pytest.mark.parametrize("method", PICKS)
 @pytest.mark.parametrize("per_class", [True, False])
-def test_facility_locations_are_medoids_of_the_features(train, points, per_class):
-    record = train(FacilityLocationSubset(0.2, scoring_epochs=2, per_class=per_class), 3)
+def test_what_is_picked_by_features(train, points, method, per_class):
+    record = train(method(0.2, scoring_epochs=2, per_class=per_class), 3)
     expected = set()
     for label, k in {0: 6, 1: 4, 2: 2}.items() if per_class else {None: 12}.items():
         members = [i for i in range(60) if label in (None, int(points.targets[i]))]
-        expected |= medoids(record.views[2].features.double(), members, k)
+        expected |= PICKS[method](record.views[2].features.double(), members, k)
     assert record.examples(2) == expected
 
 
@@ -142,7 +154,7 @@ def test_starts_again_or_goes_on(train, method):
     assert on.examples(1) == again.examples(1)
 
 
-@pytest.mark.parametrize("method", [EL2N, GraNd, FacilityLocationSubset])
+@pytest.mark.parametrize("method", [EL2N, GraNd, *OF_FEATURES])
 def test_may_select_before_anything_is_trained(train, method):
     record = train(method(0.3, scoring_epochs=0), 2)
     assert len(record.examples(0)) == 18

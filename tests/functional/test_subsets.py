@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from lightning_robust.contracts import ContractError
 from lightning_robust.functional.subsets import (
+    herding,
+    k_center,
     keep_by_score,
     proportional_quotas,
     size_of_subset,
@@ -94,3 +96,64 @@ def test_a_window_slides_down_the_ranking(place):
 def test_refuses_what_is_not_a_side():
     with pytest.raises(ContractError, match="keeps must be one of"):
         keep_by_score(torch.zeros(2), 1, "best")
+
+
+def points_of(n: int, seed: int = 0, d: int = 3) -> torch.Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)).double()
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 20])
+def test_k_center_by_a_double_loop(count):
+    points = points_of(20)
+    picks = [min(range(20), key=lambda i: float((points[i] - points.mean(0)).norm()))]
+    while len(picks) < count:
+        distances = {
+            i: min(float((points[i] - points[j]).norm()) for j in picks)
+            for i in range(20)
+            if i not in picks
+        }
+        picks.append(max(distances, key=lambda i: distances[i]))
+    assert k_center(points, count).tolist() == picks
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_k_center_covers_with_at_most_twice_the_best_radius(seed):
+    """Of all subsets of three."""
+    distances = torch.cdist(points_of(9, seed), points_of(9, seed))
+
+    def radius(picks):
+        return float(distances[list(picks)].amin(0).max())
+
+    best = min(map(radius, itertools.combinations(range(9), 3)))
+    assert best <= radius(k_center(points_of(9, seed), 3).tolist()) <= 2 * best
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 20])
+def test_herding_by_a_double_loop(count):
+    points = points_of(20)
+    picks: list[int] = []
+    while len(picks) < count:
+        gaps = {
+            i: float((points[[*picks, i]].mean(0) - points.mean(0)).norm())
+            for i in range(20)
+            if i not in picks
+        }
+        picks.append(min(gaps, key=lambda i: gaps[i]))
+    assert herding(points, count).tolist() == picks
+
+
+def test_herding_is_wellings_rule_for_features_of_equal_length():
+    """x_t maximises <w, x>, and w grows by mean - x_t, from the mean."""
+    points = points_of(40, d=6)
+    points = points / points.norm(dim=1, keepdim=True)
+    w, picks = points.mean(0), []
+    for _ in range(8):
+        order = (points @ w).argsort(descending=True).tolist()
+        picks.append(next(i for i in order if i not in picks))
+        w = w + points.mean(0) - points[picks[-1]]
+    assert herding(points, 8).tolist() == picks
+
+
+@pytest.mark.parametrize("select", [k_center, herding])
+def test_equal_features_are_picked_once_each(select):
+    assert sorted(select(torch.ones(4, 2), 4).tolist()) == [0, 1, 2, 3]
