@@ -22,7 +22,7 @@ from lightning_robust.functional.logits import (
 )
 from lightning_robust.steering import Steer, class_logits
 
-HeldOut: TypeAlias = Tensor | npt.NDArray[Any] | str | Path | Callable[[Dataset[Any]], Tensor]
+HeldOut: TypeAlias = Tensor | npt.NDArray[Any] | str | Path | Callable[[Dataset[Any]], Any]
 
 
 class MAT(Method):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lightning_robust.models.classifier import Classifier, LanguageModel, SmallConvNet
 from lightning_robust.models.clip import Encoders, SpuriousAwareCLIP, open_clip_encoders
+from lightning_robust.models.first_stages import HeldOutLogits, ProxyTrajectories
 from lightning_robust.models.networks import (
     LeNet5,
     language_model,
@@ -26,8 +27,10 @@ __all__ = [
     "Classifier",
     "CrossRisk",
     "Encoders",
+    "HeldOutLogits",
     "LanguageModel",
     "LeNet5",
+    "ProxyTrajectories",
     "ResNet20",
     "SmallConvNet",
     "SpuriousAwareCLIP",
