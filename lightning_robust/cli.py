@@ -1,4 +1,4 @@
-"""The command ``lightning-robust``: a demo, the papers' artifacts, training without a script."""
+"""The command ``lightning-robust``: demo, artifacts of papers, audit, training without a script."""
 
 from __future__ import annotations
 
@@ -37,12 +37,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
+    options: list[str] = []
+    if arguments[:1] == ["audit"]:  # --model.NAME=VALUE and --data.NAME=VALUE are anyone's
+        options = [word for word in arguments if word.startswith(("--model.", "--data."))]
+        arguments = [word for word in arguments if word not in options]
     if arguments[:1] == ["fit"]:  # LightningCLI reads the rest, --help included
         return _fit(argv)
     chosen = parser.parse_args(arguments)
     if chosen.command is None:
         parser.print_help()
         return 0
+    if chosen.command == "audit":
+        return _audit(chosen, parser, options)
     commands = {"demo": _demo, "reproduce": _reproduce, "poison-eval": _poison_eval}
     return commands[chosen.command](chosen, parser)
 
@@ -85,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME[,NAME...]",
         help="of ERM, ClassBalance, GroupBalance, GroupDRO, SPARE, ImportanceWeighting, "
         "ImportanceTempering, NormalisedTempering, Subsample, PDE, JTT, DFR, MAT, XRM+GroupDRO, "
+        "EIIL, LfF, LogitCorrection, ULA, CVaRDRO, FocalLoss, LDAM, "
         "in any case (default: the first five; with --all: all)",
     )
     demo.add_argument(
@@ -157,6 +164,68 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="DIR",
         help="write poison-eval.json and poison-eval.png into this folder",
+    )
+    audit = commands.add_parser(
+        "audit",
+        help="look at a trained model: whom it fails, what it memorised, what it relies on",
+        description="Runs a trained classifier over data, infers groups, and writes audit.html, a "
+        "page with the worst groups, memorised and isolated examples and what the model relies on, "
+        "and groups.csv, which groups= of every callback takes. Without --model it trains a small "
+        "network on coloured digits and audits that.",
+        epilog="Arguments of the model's and the data's class are given as in fit: "
+        "--model.network=package.Network --data.batch_size=64",
+    )
+    audit.add_argument(
+        "--model",
+        metavar="NAME",
+        help="class path of a LightningModule or torch module, or timm:NAME",
+    )
+    audit.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="weights: a Lightning .ckpt or a state dict"
+    )
+    audit.add_argument(
+        "--data",
+        default="coloured-digits",
+        metavar="NAME",
+        help="class path of a LightningDataModule or a data set, a folder of images (a folder a "
+        "class, or first train/, val/), or coloured-digits (the default)",
+    )
+    audit.add_argument(
+        "--groups", metavar="FILE", help="known groups: CSV or Parquet, with columns as for groups="
+    )
+    audit.add_argument(
+        "--attributes",
+        metavar="FILE",
+        help="attributes of the examples: CSV, a column an attribute, with columns index and split",
+    )
+    audit.add_argument(
+        "--infer",
+        choices=("spare", "xrm", "errors"),
+        help="how groups are inferred: clusters of the model's outputs (for checkpoints from early "
+        "in training), twins trained anew, or the model's errors (default: spare; xrm without "
+        "--model)",
+    )
+    audit.add_argument("--head", metavar="NAME", help="the module that returns the logits")
+    audit.add_argument(
+        "--image-size", type=int, metavar="N", help="of a folder's images (default: 224)"
+    )
+    audit.add_argument(
+        "--min-count",
+        type=int,
+        default=10,
+        metavar="N",
+        help="smaller groups come last (default: 10)",
+    )
+    audit.add_argument(
+        "--xrm-epochs", type=int, default=10, metavar="N", help="of the twins (default: 10)"
+    )
+    audit.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
+    audit.add_argument(
+        "--output",
+        type=Path,
+        default=Path("audit"),
+        metavar="DIR",
+        help="write audit.html and groups.csv into this folder (default: audit)",
     )
     commands.add_parser(
         "fit",
@@ -242,6 +311,20 @@ def _poison_eval(chosen: argparse.Namespace, parser: argparse.ArgumentParser) ->
     except ModuleNotFoundError as error:
         print(error, file=sys.stderr)
         return 1
+    return 0
+
+
+def _audit(
+    chosen: argparse.Namespace, parser: argparse.ArgumentParser, options: Sequence[str]
+) -> int:
+    from lightning_robust.auditing import command
+    from lightning_robust.contracts import ContractError
+
+    settings = {name: value for name, value in vars(chosen).items() if name != "command"}
+    try:
+        command.run(**settings, options=options)
+    except ContractError as error:
+        parser.error(str(error))
     return 0
 
 

@@ -246,6 +246,38 @@ class Observer:
             total = self.trainer.strategy.reduce(total, reduce_op="sum")
         return total[0], total[1]
 
+    def input_gradients(
+        self, batch: Any, inputs: Sequence[Tensor], targets: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """Gradient of the examples' cross-entropies with respect to tensors of their batch.
+
+        In evaluation mode, so that examples do not depend on each other; also through features
+        that the module computes without gradient because they are frozen.
+
+        Args:
+            batch: What ``training_step`` takes, on the module's device, of B examples.
+            inputs: Tensors in the batch, each requiring its gradient.
+            targets: (B,) int64, on the module's device.
+
+        Returns:
+            One of each input's shape, or ``None`` where the logits do not depend on it.
+
+        Raises:
+            ContractError: The head did not run, or returned another number of rows than B.
+        """
+        HeadHook.alone = self.hook
+        try:
+            with undisturbed(self.trainer, self.module), torch.enable_grad():
+                with _GradientStaysOn():
+                    logits = self._raw_logits(batch)
+                _check_rows(logits, targets)
+                loss = F.cross_entropy(class_logits(logits.float()), targets, reduction="sum")
+                if not (inputs and loss.requires_grad):
+                    return (None,) * len(inputs)
+                return torch.autograd.grad(loss, inputs, allow_unused=True)
+        finally:
+            HeadHook.alone = None
+
     def _raw_logits(self, batch: Any) -> Tensor:
         """The head's output with its graph."""
         seen: list[Tensor] = []
@@ -435,6 +467,15 @@ class _LeaveAtLoss(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if "loss" in name or "cross_entropy" in name or name == "backward":
             raise _HeadHasRun
+        return func(*args, **(kwargs or {}))
+
+
+class _GradientStaysOn(TorchFunctionMode):
+    """Overrules ``torch.no_grad`` and its like."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._C._set_grad_enabled:
+            return None
         return func(*args, **(kwargs or {}))
 
 

@@ -538,6 +538,12 @@ class Conductor:
         dataset, targets = self._observed(dataset, indices)
         return self._observer().differentiate(dataset, targets, weights, parameters, probes)
 
+    def input_gradients(
+        self, batch: Any, inputs: Sequence[Tensor], targets: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """Gradients by tensors of a batch; see :meth:`Observer.input_gradients`."""
+        return self._observer().input_gradients(batch, inputs, targets)
+
     def _observed(
         self, dataset: Dataset[Any] | None, indices: Tensor | None
     ) -> tuple[Dataset[Any], Tensor]:

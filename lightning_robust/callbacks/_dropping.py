@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from abc import abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from torch.utils.data import Dataset
 from lightning_robust.callbacks._base import Method
 from lightning_robust.contracts import (
     ContractError,
+    check_bool,
     check_clean_dataset,
     check_in_range,
     check_integer,
@@ -21,10 +23,9 @@ from lightning_robust.contracts import (
 
 
 class _Dropping(Method):
-    """Drops examples for good, a few before some of the epochs.
+    """Drops examples for good, before some of the epochs.
 
-    Subclasses have :meth:`drop`, and take the arguments of this class; their docstrings say what
-    the arguments mean.
+    Subclasses have :meth:`is_due` and :meth:`drop`; their docstrings say what the arguments mean.
     """
 
     state: ClassVar[tuple[str, ...]] = ("dropped_at",)
@@ -32,22 +33,9 @@ class _Dropping(Method):
     report_path: str | None = None
     _prefix: str
 
-    def __init__(
-        self,
-        warmup_epochs: int,
-        interval: int,
-        stop_epoch: int | None,
-        head: str | None = None,
-        seed: int | None = None,
-    ) -> None:
-        check_integer("warmup_epochs", warmup_epochs, 1)
-        check_integer("interval", interval, 1)
-        if stop_epoch is not None:
-            check_integer("stop_epoch", stop_epoch)
-        self.warmup_epochs = warmup_epochs
-        self.interval = interval
-        self.stop_epoch = stop_epoch
-        super().__init__(head=head, seed=seed)
+    @abstractmethod
+    def is_due(self, epoch: int) -> bool:
+        """Whether examples are dropped before ``epoch``."""
 
     @abstractmethod
     def drop(self, epoch: int, kept: Tensor) -> Tensor:
@@ -70,15 +58,6 @@ class _Dropping(Method):
         check_clean_dataset(self.clean_dataset, self.num_examples)
         if self.report_path is not None:
             Path(self.report_path).parent.mkdir(parents=True, exist_ok=True)
-
-    def is_due(self, epoch: int) -> bool:
-        """Whether examples are dropped before ``epoch``."""
-        since = epoch - self.warmup_epochs
-        return (
-            since >= 0
-            and since % self.interval == 0
-            and (self.stop_epoch is None or epoch < self.stop_epoch)
-        )
 
     def decide(self, epoch: int) -> None:
         """Drop, where it is time."""
@@ -110,6 +89,34 @@ class _Dropping(Method):
         report |= {f"dropped/{label}": float(c) for label, c in enumerate(by_class.tolist())}
         return {f"{self._prefix}/{name}": value for name, value in report.items()}
 
+    def by_class(self, targets: Tensor, compute: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """Do a piece of work for each class, each on one rank.
+
+        Args:
+            targets: (k,) of the examples that are left.
+            compute: Takes a class and the places (m,) of its examples, m > 0, in rising order;
+                returns (m,) integers or truth values.
+
+        Returns:
+            (k,) int64, alike on all ranks.
+        """
+        counts = torch.bincount(targets, minlength=self.num_classes)
+        members = targets.argsort(stable=True).split(counts.tolist())
+
+        def rows_of(classes: Tensor) -> Tensor:
+            rows = torch.zeros(len(classes), int(counts.max()), dtype=torch.int64)
+            for row, label in zip(rows, classes.tolist(), strict=True):
+                if len(own := members[label]):
+                    row[: len(own)] = compute(label, own)
+            return rows
+
+        found = torch.zeros(len(targets), dtype=torch.int64)
+        for own, row in zip(
+            members, self.conductor.share_out(self.num_classes, rows_of), strict=True
+        ):
+            found[own] = row[: len(own)]
+        return found
+
     @property
     def dropped_indices(self) -> Tensor:
         """(m,) int64, dataset indices of what was dropped, in the order of dropping."""
@@ -138,7 +145,100 @@ class _Dropping(Method):
             lines.writerows(rows.tolist())
 
 
-class _Baseline(_Dropping):
+class _Periodic(_Dropping):
+    """Drops a few examples every ``interval`` epochs."""
+
+    def __init__(
+        self,
+        warmup_epochs: int,
+        interval: int,
+        stop_epoch: int | None,
+        head: str | None,
+        seed: int | None,
+    ) -> None:
+        check_integer("warmup_epochs", warmup_epochs, 1)
+        check_integer("interval", interval, 1)
+        if stop_epoch is not None:
+            check_integer("stop_epoch", stop_epoch)
+        self.warmup_epochs = warmup_epochs
+        self.interval = interval
+        self.stop_epoch = stop_epoch
+        super().__init__(head=head, seed=seed)
+
+    def is_due(self, epoch: int) -> bool:
+        """As the schedule says."""
+        since = epoch - self.warmup_epochs
+        return (
+            since >= 0
+            and since % self.interval == 0
+            and (self.stop_epoch is None or epoch < self.stop_epoch)
+        )
+
+
+class _Filter(_Dropping):
+    """Trains ``warmup_epochs`` epochs as usual, drops by the features, once, and starts again."""
+
+    observes = True
+    state: ClassVar[tuple[str, ...]] = ("dropped_at", "filtered", "initial")
+
+    def __init__(
+        self,
+        *,
+        warmup_epochs: int = 10,
+        reinitialise: bool = True,
+        clean_dataset: Dataset[Any] | None = None,
+        report_path: str | None = None,
+        head: str | None = None,
+        seed: int | None = None,
+    ) -> None:
+        check_integer("warmup_epochs", warmup_epochs)
+        check_bool("reinitialise", reinitialise)
+        self.warmup_epochs = warmup_epochs
+        self.reinitialise = reinitialise
+        self.clean_dataset = clean_dataset
+        self.report_path = report_path
+        super().__init__(head=head, seed=seed)
+
+    @abstractmethod
+    def _suspects(self, features: Tensor, targets: Tensor) -> Tensor:
+        """Which of the examples to drop, (k,) bool; (k, d) features are on the module's device."""
+
+    def reset(self) -> None:
+        """Nothing is filtered before training."""
+        super().reset()
+        self.filtered = False
+        self.initial: dict[str, Any] | None = None
+
+    def is_due(self, epoch: int) -> bool:
+        """Once, after the warm-up."""
+        return epoch >= self.warmup_epochs and not self.filtered
+
+    def begin(self) -> None:
+        """Keep the initial weights, if the filtering is still to come."""
+        if self.reinitialise and not self.filtered:
+            self.initial = self.conductor.snapshot()
+
+    def decide(self, epoch: int) -> None:
+        """Drop, and start again."""
+        due = self.is_due(epoch)
+        super().decide(epoch)
+        if due:
+            self.filtered = True
+            if self.initial is not None:
+                self.conductor.restart(self.initial)
+                self.initial = None
+
+    def drop(self, epoch: int, kept: Tensor) -> Tensor:
+        """By the features; a class that would be empty stays as it is."""
+        features = self.observe("features", dataset=self.clean_dataset, indices=kept).features
+        assert features is not None
+        targets = self.targets[kept]
+        dropped = self._suspects(features.to(self.conductor.module.device), targets)
+        left = torch.bincount(targets[~dropped], minlength=self.num_classes)
+        return dropped & (left[targets] > 0)
+
+
+class _Baseline(_Periodic):
     """Drops as many of what has the largest scores, for comparison with EPIC.
 
     Subclasses have :meth:`scores`.
@@ -146,11 +246,13 @@ class _Baseline(_Dropping):
 
     def __init__(
         self,
-        fraction: float,
-        warmup_epochs: int,
-        interval: int,
-        stop_epoch: int | None,
-        counts: dict[int, int] | None,
+        fraction: float = 0.03,
+        *,
+        warmup_epochs: int = 10,
+        interval: int = 2,
+        stop_epoch: int | None = None,
+        counts: dict[int, int] | None = None,
+        clean_dataset: Dataset[Any] | None = None,
         head: str | None = None,
         seed: int | None = None,
     ) -> None:
@@ -159,6 +261,7 @@ class _Baseline(_Dropping):
             _check_counts(counts)
         self.fraction = fraction
         self.counts = counts
+        self.clean_dataset = clean_dataset
         super().__init__(warmup_epochs, interval, stop_epoch, head, seed)
 
     @abstractmethod

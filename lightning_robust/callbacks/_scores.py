@@ -23,7 +23,12 @@ from lightning_robust.contracts import (
     check_positive,
 )
 from lightning_robust.functional.logits import load_plain
-from lightning_robust.functional.subsets import Keeps, keep_by_score, size_of_subset
+from lightning_robust.functional.subsets import (
+    Keeps,
+    keep_by_score,
+    members_and_quotas,
+    size_of_subset,
+)
 
 Scores: TypeAlias = Tensor | npt.NDArray[Any] | str | Path | Callable[[Dataset[Any]], Tensor]
 
@@ -111,6 +116,48 @@ class _OneShot(Method):
     def report(self) -> dict[str, float | Tensor]:
         """Size of the subset."""
         return {} if self.kept is None else {f"{self._key}/num_examples": float(self.kept.sum())}
+
+
+class _OfFeatures(_OneShot):
+    """Keeps examples whose features, the inputs of the head, stand for all features.
+
+    Subclasses say which in :meth:`_pick`.
+    """
+
+    def __init__(
+        self,
+        fraction: float = 0.5,
+        *,
+        scoring_epochs: int = 10,
+        per_class: bool = True,
+        reinitialise: bool = True,
+        clean_dataset: Dataset[Any] | None = None,
+        head: str | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(
+            fraction,
+            scoring_epochs=scoring_epochs,
+            per_class=per_class,
+            reinitialise=reinitialise,
+            clean_dataset=clean_dataset,
+            head=head,
+            seed=seed,
+        )
+
+    def _pick(self, features: Tensor, count: int) -> Tensor:
+        """The places (count,) of those of the features (m, d) that are kept."""
+        raise NotImplementedError
+
+    def _choose(self, total: int) -> Tensor:
+        features = self.observe("features", dataset=self.clean_dataset).features
+        assert features is not None
+        device = self.conductor.module.device
+        classes = self.targets if self.per_class else None
+        kept = torch.zeros(self.num_examples, dtype=torch.bool)
+        for members, quota in members_and_quotas(classes, self.num_examples, total):
+            kept[members[self._pick(features[members].to(device), quota).cpu()]] = True
+        return kept
 
 
 class _Scored(_OneShot):

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_robust.callbacks._dropping import _Dropping
+from lightning_robust.callbacks._dropping import _Periodic
 from lightning_robust.contracts import check_in_range, check_integer
 from lightning_robust.functional.isolation import cluster_sizes, isolated, medoid_budgets
 
 
-class EPIC(_Dropping):
+class EPIC(_Periodic):
     """Drops examples whose gradient no other example of their class is near to: poisons that work.
 
     **What changes**: after ``warmup_epochs`` epochs, and then every ``interval`` epochs, the
@@ -101,23 +101,16 @@ class EPIC(_Dropping):
         """Which of the remaining examples are isolated."""
         gradients = self.observe("gradients", dataset=self.clean_dataset, indices=kept).gradients
         assert gradients is not None
-        counts = torch.bincount(self.targets[kept], minlength=self.num_classes)
-        members = self.targets[kept].argsort(stable=True).split(counts.tolist())
-        budgets = medoid_budgets(counts, self.fraction).tolist()
-        device = self.conductor.module.device
-
-        def sizes_of(classes: Tensor) -> Tensor:
-            rows = torch.zeros(len(classes), int(counts.max()), dtype=torch.int64)
-            for row, label in zip(rows, classes.tolist(), strict=True):
-                own = gradients[members[label]]
-                row[: len(own)] = cluster_sizes(own.to(device), budgets[label])
-            return rows
-
-        sizes = torch.zeros(len(kept), dtype=torch.int64)
+        targets, device = self.targets[kept], self.conductor.module.device
+        budgets = medoid_budgets(
+            torch.bincount(targets, minlength=self.num_classes), self.fraction
+        ).tolist()
+        sizes = self.by_class(
+            targets, lambda label, own: cluster_sizes(gradients[own].to(device), budgets[label])
+        )
         dropped = torch.zeros(len(kept), dtype=torch.bool)
-        rows = self.conductor.share_out(self.num_classes, sizes_of)
-        for own, row in zip(members, rows, strict=True):
-            sizes[own] = row[: len(own)]
+        for label in range(self.num_classes):
+            own = (targets == label).nonzero().squeeze(1)
             dropped[own] = isolated(sizes[own], self.threshold)
         self.cluster_sizes = torch.zeros(self.num_examples, dtype=torch.int64)
         self.cluster_sizes[kept] = sizes

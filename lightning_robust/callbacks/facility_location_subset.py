@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from lightning_robust.callbacks._scores import _OneShot
+from lightning_robust.callbacks._scores import _OfFeatures
 from lightning_robust.functional.facility_location import facility_location
-from lightning_robust.functional.subsets import members_and_quotas
 
 
-class FacilityLocationSubset(_OneShot):
+class FacilityLocationSubset(_OfFeatures):
     """Keeps the medoids of the features: examples such that every other is near one of them.
 
     **What changes**: for ``scoring_epochs`` epochs the model trains as usual. Then the ``fraction``
@@ -60,34 +55,5 @@ class FacilityLocationSubset(_OneShot):
 
     _key = "facility_location_subset"
 
-    def __init__(
-        self,
-        fraction: float = 0.5,
-        *,
-        scoring_epochs: int = 10,
-        per_class: bool = True,
-        reinitialise: bool = True,
-        clean_dataset: Dataset[Any] | None = None,
-        head: str | None = None,
-        seed: int | None = None,
-    ) -> None:
-        super().__init__(
-            fraction,
-            scoring_epochs=scoring_epochs,
-            per_class=per_class,
-            reinitialise=reinitialise,
-            clean_dataset=clean_dataset,
-            head=head,
-            seed=seed,
-        )
-
-    def _choose(self, total: int) -> Tensor:
-        features = self.observe("features", dataset=self.clean_dataset).features
-        assert features is not None
-        device = self.conductor.module.device
-        classes = self.targets if self.per_class else None
-        kept = torch.zeros(self.num_examples, dtype=torch.bool)
-        for members, quota in members_and_quotas(classes, self.num_examples, total):
-            found = facility_location(features[members].to(device), quota)
-            kept[members[found.indices.cpu()]] = True
-        return kept
+    def _pick(self, features: Tensor, count: int) -> Tensor:
+        return facility_location(features, count).indices

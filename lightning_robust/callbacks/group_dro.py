@@ -10,17 +10,14 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from lightning_robust.callbacks._base import Method
+from lightning_robust.callbacks._batches import ascend
 from lightning_robust.contracts import (
     GroupsLike,
     check_at_least,
     check_bool,
     check_integer,
 )
-from lightning_robust.functional.groups import (
-    balancing_weights,
-    exponentiated_gradient,
-    group_sums,
-)
+from lightning_robust.functional.groups import balancing_weights
 from lightning_robust.steering import Steer
 
 
@@ -122,15 +119,10 @@ class GroupDRO(Method):
         assert self.weights is not None
         groups = self._groups[indices]
         losses = F.cross_entropy(logits.float(), self._targets[indices], reduction="none")
-        local = torch.stack(group_sums(losses, groups, len(self.group_names)))
-        sums, counts = self.conductor.sum_over_ranks(local)
-        present, sizes = counts > 0, counts.clamp(min=1)
-        self.weights = exponentiated_gradient(
-            self.weights, sums / sizes + self._adjustments, self.step_size, present
+        self.weights, weight = ascend(
+            self.conductor, self.weights, losses, groups, self.step_size, self._adjustments
         )
-        # DDP averages gradients over ranks, and n_g counts the batch over all of them.
-        batch_size = len(indices) * self.conductor.trainer.world_size
-        return Steer(weight=(batch_size * self.weights / sizes)[groups])
+        return Steer(weight=weight)
 
     def report(self) -> dict[str, float | Tensor]:
         """Q, by group name."""

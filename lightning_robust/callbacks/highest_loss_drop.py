@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from lightning_robust.callbacks._dropping import _Baseline
 
@@ -54,21 +51,6 @@ class HighestLossDrop(_Baseline):
 
     observes = True
     _prefix = "highest_loss_drop"
-
-    def __init__(
-        self,
-        fraction: float = 0.03,
-        *,
-        warmup_epochs: int = 10,
-        interval: int = 2,
-        stop_epoch: int | None = None,
-        counts: dict[int, int] | None = None,
-        clean_dataset: Dataset[Any] | None = None,
-        head: str | None = None,
-        seed: int | None = None,
-    ) -> None:
-        self.clean_dataset = clean_dataset
-        super().__init__(fraction, warmup_epochs, interval, stop_epoch, counts, head, seed)
 
     def scores(self, epoch: int, kept: Tensor) -> Tensor:
         """Cross-entropies."""

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_robust.callbacks._base import Method
-from lightning_robust.contracts import ContractError, check_positive
+from lightning_robust.callbacks._tables import Table, _Told
+from lightning_robust.contracts import check_positive
 from lightning_robust.functional.logits import (
     calibrated_shift,
-    check_held_out,
-    load_held_out,
     log_calibration,
 )
-from lightning_robust.steering import Steer, class_logits
-
-HeldOut: TypeAlias = Tensor | npt.NDArray[Any] | str | Path | Callable[[Dataset[Any]], Any]
+from lightning_robust.steering import Steer
 
 
-class MAT(Method):
+class MAT(_Told):
     """Leaves nothing to gain from memorising what a biased model already predicts.
 
     **What changes**: while training, ``log p(y | x_i)`` is added to the logits of example i, where
@@ -72,64 +64,27 @@ class MAT(Method):
         >>> trainer = Trainer(callbacks=[method], logger=False, enable_checkpointing=False)
     """
 
-    state = ("provided",)
+    _table_name = "held_out"
+    _table_holds = "held-out logits"
+    _table_maker = "held_out_logits"
 
     def __init__(
-        self, held_out: HeldOut | None = None, *, temperature: float = 0.1, head: str | None = None
+        self, held_out: Table | None = None, *, temperature: float = 0.1, head: str | None = None
     ) -> None:
-        forms = Tensor | np.ndarray | str | Path | None
-        if not (isinstance(held_out, forms) or callable(held_out)):
-            raise ContractError(
-                f"held_out must be a tensor, an array, a file or a function of the training set, "
-                f"got {type(held_out).__name__}"
-            )
+        self._check_table(held_out)
         self.held_out = held_out
         check_positive("temperature", temperature)
         self.temperature = temperature
         super().__init__(head=head)
 
-    def reset(self) -> None:
-        """Nothing provided before training."""
-        self.provided: Tensor | None = None
-
     def prepare(self, dataset: Dataset[Any]) -> None:
         """Calibrate, and put the table of shifts on the model's device."""
         logits = self._logits(dataset)
-        if self.num_classes == 2 and logits.ndim in (1, 2):
-            logits = class_logits(logits)
-        check_held_out(logits, self.num_examples, self.num_classes)
         calibration = log_calibration(logits, self.targets, self.temperature)
         shifts = calibrated_shift(logits, calibration, self.temperature, torch.float16)
         self._shifts = shifts.to(self.conductor.module.device)
 
     def steer(self, indices: Tensor, logits: Tensor) -> Steer | None:
         """The rows of these examples."""
-        if logits.shape[1] != self._shifts.shape[1]:
-            raise ContractError(
-                f"held_out has {self._shifts.shape[1]} classes and the head {logits.shape[1]}; "
-                "give held-out logits of the same classes"
-            )
+        self._check_head(self._shifts.shape[1], logits)
         return Steer(shift=self._shifts[indices].float())
-
-    def _logits(self, dataset: Dataset[Any]) -> Tensor:
-        """The held-out logits as they come."""
-        held_out = self.held_out
-        if held_out is None:
-            raise ContractError(
-                "MAT needs held-out logits and held_out is None; give a tensor (n, C), a file, or "
-                "functools.partial(lightning_robust.models.held_out_logits, network)"
-            )
-        if isinstance(held_out, str | Path):
-            return load_held_out(held_out)
-        if isinstance(held_out, Tensor | np.ndarray):
-            return torch.as_tensor(held_out).detach()
-        if self.provided is None:
-            # Every rank computes it, so that none waits past a collective's limit; one's is used.
-            provided = held_out(dataset)
-            if not isinstance(provided, Tensor):
-                raise ContractError(
-                    f"held_out returned a {type(provided).__name__}; let it return a tensor (n, C)"
-                )
-            strategy = self.conductor.trainer.strategy
-            self.provided = strategy.broadcast(provided.detach().cpu())
-        return self.provided

@@ -57,7 +57,14 @@ class RandomDrop(_Baseline):
         counts: dict[int, int] | None = None,
         seed: int | None = None,
     ) -> None:
-        super().__init__(fraction, warmup_epochs, interval, stop_epoch, counts, seed=seed)
+        super().__init__(
+            fraction,
+            warmup_epochs=warmup_epochs,
+            interval=interval,
+            stop_epoch=stop_epoch,
+            counts=counts,
+            seed=seed,
+        )
 
     def scores(self, epoch: int, kept: Tensor) -> Tensor:
         """Random ranks."""

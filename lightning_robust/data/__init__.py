@@ -34,11 +34,20 @@ from lightning_robust.data.synthetic import (
     SpuriousPatches,
 )
 from lightning_robust.data.tiny_imagenet import TinyImageNet, TinyImageNetDataModule
+from lightning_robust.data.two_cues import (
+    MNISTCIFAR,
+    CorruptedCIFAR10,
+    DoubleMNIST,
+    MoonStar,
+    TenColourMNIST,
+    TwoCuesDataModule,
+)
 from lightning_robust.data.waterbirds import Waterbirds, WaterbirdsDataModule
 
 __all__ = [
     "CIFAR",
     "CMNIST",
+    "MNISTCIFAR",
     "SNLI",
     "BenchmarkPoisons",
     "BenchmarkSetup",
@@ -50,7 +59,9 @@ __all__ = [
     "CivilCommentsDataModule",
     "ColouredDigits",
     "ColouredDigitsDataModule",
+    "CorruptedCIFAR10",
     "DigitPool",
+    "DoubleMNIST",
     "FashionMNIST",
     "FashionMNISTDataModule",
     "GroupDataModule",
@@ -60,6 +71,7 @@ __all__ = [
     "Instructions",
     "InstructionsDataModule",
     "MemorizableGaussians",
+    "MoonStar",
     "MultiNLI",
     "MultiNLIDataModule",
     "NoisyCoreGaussians",
@@ -69,8 +81,10 @@ __all__ = [
     "SNLIDataModule",
     "SeparableClouds",
     "SpuriousPatches",
+    "TenColourMNIST",
     "TinyImageNet",
     "TinyImageNetDataModule",
+    "TwoCuesDataModule",
     "Waterbirds",
     "WaterbirdsDataModule",
     "draw_examples",

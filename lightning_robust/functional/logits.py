@@ -71,22 +71,29 @@ def calibrated_shift(
     calibration: Tensor,
     temperature: float = 1.0,
     dtype: torch.dtype = torch.float32,
+    *,
+    hard: bool = False,
+    strength: float = 1.0,
 ) -> Tensor:
-    """What MAT adds to the logits of each example: ``log(p(y_ho | x) p(y | y_ho))`` (Eq. 5 and 6).
+    """What another model explains of each example: ``log(p(y_ho | x) p(y | y_ho))``.
 
-    The product is a matrix product, a mixture of the rows of the calibration. A constant is taken
-    off each row so that its largest entry is 0, which changes no softmax, and makes a shift that
-    prefers no class exactly 0.
+    Added to the logits it leaves only the rest to be learned. The product is a matrix product, a
+    mixture of the rows of the calibration (MAT, Eq. 5 and 6). With ``hard`` it is one row, that of
+    the model's guess, as in unsupervised logit adjustment (Tsirigotis et al., NeurIPS 2023,
+    https://arxiv.org/abs/2310.18555). A constant is taken off each row so that its largest entry is
+    0, which changes no softmax, and makes a shift that prefers no class exactly 0.
 
     Args:
-        logits: (n, C) held-out logits.
+        logits: (n, C) of the other model.
         calibration: (C, C), from :func:`log_calibration` with the same ``temperature``.
         temperature: tau > 0.
-        dtype: Of the result; the arithmetic is float64. ``torch.float16`` is off by at most .004,
-            where the shift is near its smallest.
+        dtype: Of the result; the arithmetic is float64. ``torch.float16`` is off by at most .004
+            per unit of ``strength``, where the shift is near its smallest.
+        hard: Take the row of the largest logit instead of the mixture.
+        strength: Multiplies the shift.
 
     Returns:
-        (n, C) in ``[log 1e-6, 0]``, on the device of ``logits``.
+        (n, C) in ``[strength * log 1e-6, 0]``, on the device of ``logits``.
 
     Raises:
         ContractError: If ``temperature`` is not positive.
@@ -103,10 +110,27 @@ def calibrated_shift(
     shift = torch.empty(logits.shape, dtype=dtype, device=logits.device)
     rows_of_calibration = calibration.exp()
     for rows in _chunks(logits):
-        probs = _log_probs(logits[rows], temperature).exp() @ rows_of_calibration
-        log_probs = (probs + SMALLEST_PROBABILITY).log()
-        shift[rows] = (log_probs - log_probs.amax(1, keepdim=True)).to(dtype)
+        if hard:
+            probs = rows_of_calibration[logits[rows].argmax(1)]
+        else:
+            probs = _log_probs(logits[rows], temperature).exp() @ rows_of_calibration
+        shift[rows] = (strength * log_shift(probs)).to(dtype)
     return shift
+
+
+def log_shift(probs: Tensor) -> Tensor:
+    """The shift ``log(p + 1e-6)``, less a constant a row that makes its largest entry 0.
+
+    Args:
+        probs: (B, C) >= 0, what another model explains.
+
+    Example:
+        >>> log_shift(torch.tensor([[0.5, 0.5], [0.25, 0.75]]))
+        tensor([[ 0.0000,  0.0000],
+                [-1.0986,  0.0000]])
+    """
+    log_probs = (probs + SMALLEST_PROBABILITY).log()
+    return log_probs - log_probs.amax(1, keepdim=True)
 
 
 def flip_probability(logits: Tensor) -> Tensor:
@@ -129,13 +153,16 @@ def flip_probability(logits: Tensor) -> Tensor:
     return ((most - 1 / num_classes) * num_classes / (num_classes - 1)).clamp(0, 1)
 
 
-def check_held_out(logits: Tensor, num_examples: int, num_classes: int) -> None:
-    """Refuse a table that cannot be the held-out logits of a training set.
+def check_held_out(
+    logits: Tensor, num_examples: int, num_classes: int, name: str = "held_out"
+) -> None:
+    """Refuse a table that cannot be another model's logits of a training set.
 
     Args:
         logits: What should be (n, C), floating and finite.
         num_examples: n.
         num_classes: The smallest C there can be: largest target + 1.
+        name: The argument that was given the table.
 
     Raises:
         ContractError: It is not; the message says what and where.
@@ -145,11 +172,11 @@ def check_held_out(logits: Tensor, num_examples: int, num_classes: int) -> None:
     """
     if not logits.is_floating_point():
         raise ContractError(
-            f"held_out holds {logits.dtype}; give logits, a floating number an example and class"
+            f"{name} holds {logits.dtype}; give logits, a floating number an example and class"
         )
     if logits.ndim != 2 or len(logits) != num_examples or logits.shape[1] < num_classes:
         raise ContractError(
-            f"held_out has shape {tuple(logits.shape)}, and the training set has {num_examples} "
+            f"{name} has shape {tuple(logits.shape)}, and the training set has {num_examples} "
             f"examples of {num_classes} classes; give ({num_examples}, {num_classes}) logits in "
             "dataset order"
         )
@@ -157,8 +184,8 @@ def check_held_out(logits: Tensor, num_examples: int, num_classes: int) -> None:
         finite = logits[rows].isfinite().all(1)
         if not bool(finite.all()):
             raise ContractError(
-                f"held_out is not finite for example {rows.start + int((~finite).nonzero()[0])} "
-                "(NaN or infinity): the held-out model has diverged; lower its learning rate"
+                f"{name} is not finite for example {rows.start + int((~finite).nonzero()[0])} "
+                "(NaN or infinity): that model has diverged; lower its learning rate"
             )
 
 
@@ -172,7 +199,7 @@ def save_held_out(logits: Tensor, path: str | Path) -> None:
     torch.save(logits.detach().cpu().contiguous(), path)
 
 
-def load_held_out(path: str | Path) -> Tensor:
+def load_held_out(path: str | Path, name: str = "held_out") -> Tensor:
     """Read held-out logits from a file, or from the file of a :class:`CrossRisk`.
 
     The file is mapped into memory: what is not used is not read.
@@ -180,6 +207,7 @@ def load_held_out(path: str | Path) -> Tensor:
     Args:
         path: What :func:`save_held_out` or ``CrossRisk.save`` wrote, or any ``torch.save`` of a
             tensor, or of a dictionary with a tensor ``"held_out"``.
+        name: The argument that was given the path.
 
     Returns:
         (n, C) on the CPU.
@@ -195,11 +223,11 @@ def load_held_out(path: str | Path) -> Tensor:
         tensor([[1., 0.],
                 [0., 1.]])
     """
-    found = load_plain(path)
+    found = load_plain(path, name)
     table = found.get(_KEY) if isinstance(found, dict) else found
     if not isinstance(table, Tensor):
         raise ContractError(
-            f"held_out={str(path)!r} holds a {type(found).__name__}; save a tensor (n, C), or a "
+            f"{name}={str(path)!r} holds a {type(found).__name__}; save a tensor (n, C), or a "
             f"dictionary with a tensor {_KEY!r}"
         )
     return table

@@ -1,4 +1,4 @@
-"""Subsets of a given size: how many of each class, and which by their scores.
+"""Subsets of a given size: how many of each class, and which by their scores or features.
 
 A budget is a share of the training set. What it comes to in examples is decided here, once for all
 methods: by :func:`size_of_subset`, and for each class by :func:`proportional_quotas`.
@@ -141,3 +141,65 @@ def window_by_score(scores: Tensor, total: int, place: float) -> Tensor:
     kept = torch.zeros(len(scores), dtype=torch.bool)
     kept[scores.argsort(descending=True, stable=True)[start : start + total]] = True
     return kept
+
+
+def k_center(features: Tensor, count: int) -> Tensor:
+    """Examples such that the farthest of all is near to one of them, picked greedily.
+
+    The first is the example nearest to the mean, each other the one farthest from those picked.
+    The largest distance is at most twice the smallest that so many examples can have.
+
+    Args:
+        features: (n, d).
+        count: From 1 to n.
+
+    Returns:
+        (count,) int64, different indices in the order of picking; of equals the smallest.
+
+    References:
+        Sener and Savarese, ICLR 2018, Algorithm 1; Gonzalez, 1985.
+
+    Example:
+        >>> k_center(torch.tensor([[0.0], [1.0], [4.0], [9.0]]), 3)
+        tensor([2, 3, 0])
+    """
+    points = features.double()
+    picks = [(points - points.mean(0)).norm(dim=1).argmin()]
+    nearest = torch.full((len(points),), float("inf"), dtype=points.dtype, device=points.device)
+    while len(picks) < count:
+        nearest = torch.minimum(nearest, (points - points[picks[-1]]).norm(dim=1))
+        nearest[picks[-1]] = -1.0
+        picks.append(nearest.argmax())
+    return torch.stack(picks)
+
+
+def herding(features: Tensor, count: int) -> Tensor:
+    """Examples whose mean is near to the mean of all, picked greedily.
+
+    Each is the one with which the mean of those picked comes nearest to that of all.
+
+    Args:
+        features: (n, d).
+        count: From 1 to n.
+
+    Returns:
+        (count,) int64, different indices in the order of picking; of equals the smallest.
+
+    References:
+        Chen, Welling and Smola, Super-samples from kernel herding, UAI 2010, Section 2.
+
+    Example:
+        >>> herding(torch.tensor([[0.0], [1.0], [4.0], [9.0]]), 2)
+        tensor([2, 1])
+    """
+    points = features.double() - features.double().mean(0)
+    squares, total = points.square().sum(1), torch.zeros_like(points[0])
+    picks: list[Tensor] = []
+    while len(picks) < count:
+        # |total + x|^2 without |total|^2, which is the same for all.
+        distances = squares + 2 * points @ total
+        if picks:
+            distances[torch.stack(picks)] = float("inf")
+        picks.append(distances.argmin())
+        total = total + points[picks[-1]]
+    return torch.stack(picks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning_robust.models.biased import biased_logits, biased_losses
 from lightning_robust.models.classifier import Classifier, LanguageModel, SmallConvNet
 from lightning_robust.models.clip import Encoders, SpuriousAwareCLIP, open_clip_encoders
 from lightning_robust.models.first_stages import HeldOutLogits, ProxyTrajectories
@@ -34,6 +35,8 @@ __all__ = [
     "ResNet20",
     "SmallConvNet",
     "SpuriousAwareCLIP",
+    "biased_logits",
+    "biased_losses",
     "cross_risk",
     "held_out_logits",
     "k_fold_logits",

@@ -592,11 +592,13 @@ def _fit(module: LightningModule, epochs: int) -> Trainer:
 @contextmanager
 def silent() -> Iterator[None]:
     """Without Lightning's hints, which are about larger projects."""
-    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
+    packages = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning")
+    loggers = [logging.getLogger(package) for package in packages]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers")
         warnings.filterwarnings("ignore", message=".*have no `val_dataloader`")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
         try:
             for logger in loggers:
                 logger.setLevel(logging.WARNING)

@@ -22,28 +22,44 @@ from functools import partial
 from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
+from typing import ClassVar
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
 
 from lightning_robust import (
     DFR,
+    EIIL,
     JTT,
+    LDAM,
     MAT,
     PDE,
     SPARE,
+    ULA,
     ClassBalance,
+    CVaRDRO,
+    FocalLoss,
     GroupBalance,
     GroupDRO,
     GroupMetrics,
     ImportanceTempering,
     ImportanceWeighting,
+    LfF,
+    LogitCorrection,
     Subsample,
 )
 from lightning_robust.contracts import ContractError, check_integer
 from lightning_robust.data import ColouredDigits, ColouredDigitsDataModule
-from lightning_robust.models import Classifier, CrossRisk, SmallConvNet, cross_risk
+from lightning_robust.models import (
+    Classifier,
+    CrossRisk,
+    SmallConvNet,
+    biased_logits,
+    biased_losses,
+    cross_risk,
+)
 from lightning_robust.randomness import isolated
 from lightning_robust.reproduce.report import aligned, in_percent, require_matplotlib
 
@@ -52,7 +68,8 @@ EPOCHS = 40
 SEEDS = (0, 1, 2)
 JOBS = min(2, os.cpu_count() or 1)
 
-TWIN_EPOCHS = 10  #: Epochs of XRM's twins, whatever the number of epochs after them.
+TWIN_EPOCHS = 10
+"""Epochs of XRM's twins and of ULA's biased network, whatever the number of epochs after them."""
 PDE_FACTOR = 11
 """PDE trains this many times the epochs, on 50 to 250 of the 1,200 images: less than the others."""
 
@@ -75,7 +92,7 @@ class Setting:
         """The network with its initial weights; the global generator is left as found."""
         with isolated():
             torch.manual_seed(self.seed)
-            return SmallConvNet()
+            return _Counted()
 
     def cross_risk(self) -> CrossRisk:
         """What XRM finds in the training set."""
@@ -107,6 +124,21 @@ METHODS: dict[str, Callable[[Setting], list[Callback]]] = {
     "XRM+GroupDRO": lambda at: [
         GroupDRO(at.cross_risk().groups, step_size=0.01, balanced_sampling=True, seed=at.seed)
     ],
+    "EIIL": lambda at: [EIIL(identification_epochs=3, seed=at.seed)],
+    "LfF": lambda at: [
+        LfF(partial(biased_losses, at.network(), epochs=at.epochs, seed=at.seed)),
+    ],
+    "LogitCorrection": lambda at: [
+        LogitCorrection(
+            partial(biased_logits, at.network(), epochs=at.epochs, every_epoch=True, seed=at.seed),
+        )
+    ],
+    "ULA": lambda at: [
+        ULA(partial(biased_logits, at.network(), epochs=TWIN_EPOCHS, seed=at.seed)),
+    ],
+    "CVaRDRO": lambda at: [CVaRDRO(alpha=0.2)],
+    "FocalLoss": lambda at: [FocalLoss(gamma=2.0)],
+    "LDAM": lambda at: [LDAM(by="group", reweight_epoch=at.epochs * 4 // 5)],
 }
 """The callbacks of each method, made anew for each run."""
 
@@ -128,6 +160,9 @@ class Run:
             worst-group accuracy is highest, the first such epoch.
         group_acc: Accuracy of each group after the last epoch, by group name.
         seconds: Wall-clock time of training, with validation and what goes before it.
+        cost: In plain trainings: images that went through the network, or through copies of it,
+            counted while it ran, 1/3 of an image for a forward pass alone. Validation and test are
+            not in it; one that a method itself looks at is.
     """
 
     method: str
@@ -138,6 +173,34 @@ class Run:
     best_val_worst_group_acc: float
     group_acc: dict[str, float]
     seconds: float
+    cost: float
+
+
+class _Counted(SmallConvNet):
+    """The network, that counts the images it is trained on, 1/3 for a forward pass alone.
+
+    A backward pass costs about two forward passes. All copies count together.
+    """
+
+    images: ClassVar[float] = 0.0
+    counts: ClassVar[bool] = True
+
+    def forward(self, images: Tensor) -> Tensor:
+        if _Counted.counts:
+            trained = self.training and torch.is_grad_enabled()
+            _Counted.images += len(images) * (1.0 if trained else 1 / 3)
+        logits: Tensor = super().forward(images)  # type: ignore[no-untyped-call]
+        return logits
+
+
+class _UncountedValidation(Callback):
+    """Validation chooses an epoch, in plain training too: it is no method's cost."""
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _Counted.counts = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _Counted.counts = True
 
 
 def method_names(names: Sequence[str]) -> list[str]:
@@ -179,6 +242,7 @@ def train(
     datamodule = ColouredDigitsDataModule(correlation, seed=seed, batch_size=64)
     model = Classifier(setting.network(), learning_rate=0.05, momentum=0.9, weight_decay=1e-3)
     with TemporaryDirectory() as folder, _quiet():
+        _Counted.images, _Counted.counts = 0.0, True
         start = time.perf_counter()
         callbacks = METHODS[method](setting)
         best = ModelCheckpoint(folder, monitor="val/worst_group_acc", mode="max")
@@ -186,7 +250,12 @@ def train(
             accelerator="cpu",
             devices=1,
             max_epochs=PDE_FACTOR * epochs if method == "PDE" else epochs,
-            callbacks=[*callbacks, GroupMetrics(stages=("val", "test")), best],
+            callbacks=[
+                *callbacks,
+                GroupMetrics(stages=("val", "test")),
+                best,
+                _UncountedValidation(),
+            ],
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -194,6 +263,7 @@ def train(
         )
         trainer.fit(model, datamodule)
         seconds = time.perf_counter() - start
+        cost = _Counted.images / (epochs * len(datamodule.train))
         [last_epoch] = trainer.test(model, datamodule, verbose=False)
         [best_epoch] = trainer.test(
             model, datamodule, ckpt_path=best.best_model_path, verbose=False
@@ -212,6 +282,7 @@ def train(
             if key.startswith(prefix)
         },
         seconds=seconds,
+        cost=cost,
     )
 
 
@@ -289,7 +360,7 @@ def compare(
         print(
             f"{len(runs):>3}  {run.method:<{width}}  seed {run.seed}   "
             f"worst group {100 * run.worst_group_acc:5.1f}   average {100 * run.acc:5.1f}   "
-            f"{run.seconds:4.1f} s",
+            f"cost {run.cost:4.2f}   {run.seconds:4.1f} s",
             flush=True,
         )
     print(f"\n{table(runs)}")
@@ -335,11 +406,11 @@ def to_json(runs: Sequence[Run]) -> dict[str, dict[str, dict[str, list[float]]]]
     """What ``demo.json`` holds: by method, one number a seed; accuracies are fractions.
 
     Example:
-        >>> found = Run("ERM", 0, 0.95, 0.2, 0.7, 0.3, {"01_red": 0.2}, 4.0)
+        >>> found = Run("ERM", 0, 0.95, 0.2, 0.7, 0.3, {"01_red": 0.2}, 4.0, 1.0)
         >>> to_json([found])["coloured_digits"]["ERM"]["acc"]
         [0.7]
     """
-    quantities = ("worst_group_acc", "acc", "best_val_worst_group_acc", "seconds")
+    quantities = ("worst_group_acc", "acc", "best_val_worst_group_acc", "seconds", "cost")
     return {
         BENCHMARK: {
             method: {quantity: _of(runs, method, quantity) for quantity in quantities}
@@ -349,14 +420,14 @@ def to_json(runs: Sequence[Run]) -> dict[str, dict[str, dict[str, list[float]]]]
 
 
 def table(runs: Sequence[Run]) -> str:
-    """One line a method: mean ± standard deviation over seeds, accuracies in %.
+    """One line a method: mean ± standard deviation over seeds, accuracies in %, cost in trainings.
 
     Example:
-        >>> print(table([Run("ERM", seed, 0.95, 0.2, 0.7, 0.3, {}, 4.0) for seed in (0, 1)]))
-        method  worst group  average     worst group at best val  seconds
-        ERM     20.0 ± 0.0   70.0 ± 0.0  30.0 ± 0.0               4.0
+        >>> print(table([Run("ERM", seed, 0.95, 0.2, 0.7, 0.3, {}, 4.0, 1.0) for seed in (0, 1)]))
+        method  worst group  average     worst group at best val  cost  seconds
+        ERM     20.0 ± 0.0   70.0 ± 0.0  30.0 ± 0.0               1.00  4.0
     """
-    header = ["method", "worst group", "average", "worst group at best val", "seconds"]
+    header = ["method", "worst group", "average", "worst group at best val", "cost", "seconds"]
     return aligned(
         [header]
         + [
@@ -365,6 +436,7 @@ def table(runs: Sequence[Run]) -> str:
                 in_percent(_of(runs, method, "worst_group_acc")),
                 in_percent(_of(runs, method, "acc")),
                 in_percent(_of(runs, method, "best_val_worst_group_acc")),
+                f"{mean(_of(runs, method, 'cost')):.2f}",
                 f"{mean(_of(runs, method, 'seconds')):.1f}",
             ]
             for method in _methods_of(runs)
@@ -377,7 +449,7 @@ def group_table(runs: Sequence[Run]) -> str:
 
     Example:
         >>> by_group = {"01_red": 0.9, "01_lime": 0.2}
-        >>> print(group_table([Run("ERM", 0, 0.95, 0.2, 0.7, 0.3, by_group, 4.0)]))
+        >>> print(group_table([Run("ERM", 0, 0.95, 0.2, 0.7, 0.3, by_group, 4.0, 1.0)]))
         group    ERM
         01_red   90.0
         01_lime  20.0

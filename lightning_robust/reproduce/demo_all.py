@@ -30,7 +30,23 @@ if TYPE_CHECKING:
 CORRELATIONS = (0.95, 0.9)
 
 TOLD = {
-    "targets only": ("#0f766e", ("ERM", "ClassBalance", "SPARE", "JTT", "MAT", "XRM+GroupDRO")),
+    "targets only": (
+        "#0f766e",
+        (
+            "ERM",
+            "ClassBalance",
+            "SPARE",
+            "JTT",
+            "MAT",
+            "XRM+GroupDRO",
+            "EIIL",
+            "LfF",
+            "LogitCorrection",
+            "ULA",
+            "CVaRDRO",
+            "FocalLoss",
+        ),
+    ),
     "groups of the validation set": ("#7c3aed", ("DFR",)),
     "groups of the training set": (
         "#c2410c",
@@ -42,6 +58,7 @@ TOLD = {
             "NormalisedTempering",
             "Subsample",
             "PDE",
+            "LDAM",
         ),
     ),
 }

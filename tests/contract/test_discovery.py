@@ -87,7 +87,7 @@ def test_arguments_are_stored_unchanged(active):
         given = getattr(method, parameter.name)
         assert getattr(again, parameter.name) is given, parameter.name
         tables = ("groups", "attributes", "validation_groups", "clean_dataset", "held_out")
-        tables += ("trajectories", "sources")
+        tables += ("biased", "trajectories", "sources")
         if parameter.name not in tables:
             assert type(given) in (int, float, bool, str, dict, type(None)), parameter.name
 

@@ -212,15 +212,18 @@ def test_a_failing_observation_changes_nothing(hook, failure):
 
 def test_every_observation_of_every_method(active, monkeypatch):
     """The observations that the methods themselves make, wherever they make them."""
-    observe = Conductor.observe
 
-    def watched(conductor, *arguments):
-        before = fingerprint(conductor.trainer, conductor.module)
-        seen = observe(conductor, *arguments)
-        assert_same(before, fingerprint(conductor.trainer, conductor.module))
-        return seen
+    def watched(theirs):
+        def watch(conductor, *arguments):
+            before = fingerprint(conductor.trainer, conductor.module)
+            seen = theirs(conductor, *arguments)
+            assert_same(before, fingerprint(conductor.trainer, conductor.module))
+            return seen
 
-    monkeypatch.setattr(Conductor, "observe", watched)
+        return watch
+
+    for name in ("observe", "input_gradients"):
+        monkeypatch.setattr(Conductor, name, watched(getattr(Conductor, name)))
     val = loader(Examples(24, seed=1), shuffle=False)
     Run([active()], with_batch_norm_and_dropout, val=val)
 

@@ -190,3 +190,16 @@ def test_files_that_are_none(tmp_path):
     torch.save({"logits": torch.zeros(2, 2)}, tmp_path / "other.pt")
     with pytest.raises(ContractError, match="holds a dict"):
         load_held_out(tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize("strength", [0.5, 2.0])
+def test_a_hard_shift_is_one_row_of_the_calibration(strength):
+    logits, targets = table()
+    calibration = log_calibration(logits, targets, 0.3)
+    found = calibrated_shift(logits, calibration, 0.3, torch.float64, hard=True, strength=strength)
+    for row, shift in zip(logits.tolist(), found, strict=True):
+        wanted = [
+            strength * math.log(p + SMALLEST_PROBABILITY)
+            for p in calibration[row.index(max(row))].exp().tolist()
+        ]
+        assert shift.tolist() == pytest.approx([w - max(wanted) for w in wanted])

@@ -32,7 +32,7 @@ def _one_thread():
 def fake(method, seed=0, *, correlation=0.95, epochs=40):
     """Runs that crowd: all methods are within a few points of each other."""
     worst = 0.6 + 0.002 * list(demo.METHODS).index(method) + 0.01 * seed
-    return demo.Run(method, seed, correlation, worst, 0.9, worst, {"01_red": worst}, 1.0)
+    return demo.Run(method, seed, correlation, worst, 0.9, worst, {"01_red": worst}, 1.0, 1.0)
 
 
 @pytest.fixture
