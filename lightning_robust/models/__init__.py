@@ -14,7 +14,7 @@ from lightning_robust.models.networks import (
     torchvision_network,
 )
 from lightning_robust.models.proxy import loss_trajectories
-from lightning_robust.models.resnet20 import ResNet20
+from lightning_robust.models.resnet20 import ResNet20, ResNet32
 from lightning_robust.models.xrm import (
     XRM,
     CrossRisk,
@@ -33,6 +33,7 @@ __all__ = [
     "LeNet5",
     "ProxyTrajectories",
     "ResNet20",
+    "ResNet32",
     "SmallConvNet",
     "SpuriousAwareCLIP",
     "biased_logits",
