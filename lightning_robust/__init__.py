@@ -3,6 +3,7 @@
 # Methods
 from lightning_robust.callbacks.afr import AFR
 from lightning_robust.callbacks.class_balance import ClassBalance
+from lightning_robust.callbacks.cnc import CnC
 from lightning_robust.callbacks.confidence_curriculum import ConfidenceCurriculum
 from lightning_robust.callbacks.craig import CRAIG
 from lightning_robust.callbacks.crest import CREST
@@ -11,6 +12,7 @@ from lightning_robust.callbacks.el2n import EL2N
 from lightning_robust.callbacks.epic import EPIC
 from lightning_robust.callbacks.facility_location_subset import FacilityLocationSubset
 from lightning_robust.callbacks.forgetting import Forgetting
+from lightning_robust.callbacks.george import GEORGE
 from lightning_robust.callbacks.glister import GLISTER
 from lightning_robust.callbacks.grad_match import GradMatch
 from lightning_robust.callbacks.grand import GraNd
@@ -30,6 +32,7 @@ from lightning_robust.callbacks.lowest_confidence_drop import LowestConfidenceDr
 from lightning_robust.callbacks.mat import MAT
 from lightning_robust.callbacks.middle_perplexity import MiddlePerplexity
 from lightning_robust.callbacks.pde import PDE
+from lightning_robust.callbacks.pgi import PGI
 from lightning_robust.callbacks.random_drop import RandomDrop
 from lightning_robust.callbacks.random_subset import RandomSubset
 from lightning_robust.callbacks.representation_monitor import RepresentationMonitor
@@ -61,16 +64,19 @@ __all__ = [
     "DFR",
     "EL2N",
     "EPIC",
+    "GEORGE",
     "GLISTER",
     "JTT",
     "MAT",
     "PDE",
+    "PGI",
     "S2L",
     "SELF",
     "SPARE",
     "AdjustedAccuracy",
     "AnnotatedDataset",
     "ClassBalance",
+    "CnC",
     "ConfidenceCurriculum",
     "ContractError",
     "FacilityLocationSubset",

@@ -141,3 +141,28 @@ def train(points, val_points):
         return record
 
     return run
+
+
+@pytest.fixture
+def replay(points):
+    """Trains again on the batches of a record, by a loss written out; the weights must agree.
+
+    ``loss`` is called with (logits, targets, indices, epoch) and returns a scalar.
+    """
+
+    def run(record: Record, loss, before_epoch=None, tolerance=1e-5) -> None:
+        module = Network()
+        optimizer = module.configure_optimizers()
+        for epoch, played in record.module.played.items():
+            if before_epoch is not None:
+                before_epoch(epoch, module)
+            for batch in torch.tensor(played).split(8):
+                logits = module.head(module.body(points.x[batch, 1:]))
+                optimizer.zero_grad()
+                loss(logits, points.targets[batch], batch, epoch).backward()
+                optimizer.step()
+        for name, weights in record.module.state_dict().items():
+            wanted = module.state_dict()[name]
+            torch.testing.assert_close(weights, wanted, rtol=1e-4, atol=tolerance)
+
+    return run
