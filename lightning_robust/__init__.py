@@ -1,7 +1,9 @@
 """Robust training for any PyTorch Lightning project, by adding one callback."""
 
 # Methods
+from lightning_robust.callbacks.afr import AFR
 from lightning_robust.callbacks.class_balance import ClassBalance
+from lightning_robust.callbacks.cnc import CnC
 from lightning_robust.callbacks.confidence_curriculum import ConfidenceCurriculum
 from lightning_robust.callbacks.craig import CRAIG
 from lightning_robust.callbacks.crest import CREST
@@ -13,6 +15,7 @@ from lightning_robust.callbacks.epic import EPIC
 from lightning_robust.callbacks.facility_location_subset import FacilityLocationSubset
 from lightning_robust.callbacks.focal_loss import FocalLoss
 from lightning_robust.callbacks.forgetting import Forgetting
+from lightning_robust.callbacks.george import GEORGE
 from lightning_robust.callbacks.glister import GLISTER
 from lightning_robust.callbacks.grad_match import GradMatch
 from lightning_robust.callbacks.grand import GraNd
@@ -35,11 +38,13 @@ from lightning_robust.callbacks.lowest_confidence_drop import LowestConfidenceDr
 from lightning_robust.callbacks.mat import MAT
 from lightning_robust.callbacks.middle_perplexity import MiddlePerplexity
 from lightning_robust.callbacks.pde import PDE
+from lightning_robust.callbacks.pgi import PGI
 from lightning_robust.callbacks.random_drop import RandomDrop
 from lightning_robust.callbacks.random_subset import RandomSubset
 from lightning_robust.callbacks.representation_monitor import RepresentationMonitor
 from lightning_robust.callbacks.rng_state import RNGState
 from lightning_robust.callbacks.s2l import S2L
+from lightning_robust.callbacks.self import SELF
 from lightning_robust.callbacks.spare import SPARE
 from lightning_robust.callbacks.subsample import Subsample
 from lightning_robust.callbacks.ula import ULA
@@ -60,24 +65,29 @@ from lightning_robust.metrics import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AFR",
     "CRAIG",
     "CREST",
     "DFR",
     "EIIL",
     "EL2N",
     "EPIC",
+    "GEORGE",
     "GLISTER",
     "JTT",
     "LDAM",
     "MAT",
     "PDE",
+    "PGI",
     "S2L",
+    "SELF",
     "SPARE",
     "ULA",
     "AdjustedAccuracy",
     "AnnotatedDataset",
     "CVaRDRO",
     "ClassBalance",
+    "CnC",
     "ConfidenceCurriculum",
     "ContractError",
     "FacilityLocationSubset",

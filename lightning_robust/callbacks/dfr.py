@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_robust.callbacks._base import Method
+from lightning_robust.callbacks._last_layer import _LastLayer
 from lightning_robust.contracts import (
     ContractError,
     Groups,
@@ -28,7 +27,7 @@ STRENGTHS = (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01)
 """The values of C that are tried."""
 
 
-class DFR(Method):
+class DFR(_LastLayer):
     """Trains as usual, and at the end fits the last layer anew on group-balanced data.
 
     **What changes**: after the last batch of the last epoch, before its validation and before
@@ -78,8 +77,7 @@ class DFR(Method):
         >>> trainer = Trainer(callbacks=[DFR()], logger=False, enable_checkpointing=False)
     """
 
-    observes = True
-    state = ("chosen",)
+    state = ("fitted", "chosen")
 
     def __init__(
         self,
@@ -97,56 +95,26 @@ class DFR(Method):
         if strength is not None:
             check_positive("strength", strength)
         check_integer("num_refits", num_refits, 1)
-        if after_epochs is not None:
-            check_integer("after_epochs", after_epochs, 1)
         self.data = data
         self.validation_groups = validation_groups
         self.strength = strength
         self.num_refits = num_refits
-        self.after_epochs = after_epochs
         self.needs_groups = data == "train"
-        super().__init__(groups=groups, head=head, seed=seed)
+        super().__init__(groups=groups, after_epochs=after_epochs, head=head, seed=seed)
 
     def reset(self) -> None:
-        """No head has been fitted before training."""
+        """No strength has been chosen before training."""
+        super().reset()
         self.chosen: float | None = None
-
-    def prepare(self, dataset: Dataset[Any]) -> None:
-        """Refuse a head that could not hold the result."""
-        head = self._head
-        if not isinstance(head, nn.Linear) or head.bias is None:
-            raise ContractError(
-                f"DFR replaces weight and bias of a Linear head, and this one is {head}; name a "
-                "Linear layer with a bias with head="
-            )
 
     def begin(self) -> None:
         """Check the validation set while nothing is lost."""
         if self.data == "validation" or self.strength is None:
             self._validation_set()
 
-    def close(self, epoch: int) -> None:
-        """Fit the head, if this was the epoch."""
-        if self.after_epochs is None:
-            now = self.conductor.is_last(epoch)
-        else:
-            now = epoch + 1 == self.after_epochs
-        if now:
-            self._fit_head()
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Where training was stopped early, the head is still to be fitted."""
-        if self.after_epochs is None and self.chosen is None:
-            self._fit_head()
-
     def report(self) -> dict[str, float | Tensor]:
         """The strength that was chosen."""
         return {} if self.chosen is None else {"dfr/strength": self.chosen}
-
-    @property
-    def _head(self) -> Any:
-        assert self.conductor.steering is not None
-        return self.conductor.steering.head
 
     def _fit_head(self) -> None:
         if self.data == "train":
@@ -182,9 +150,7 @@ class DFR(Method):
         bias = torch.stack([fit[1] for fit in fits]).mean(0) - weight @ mean
         if self._head.out_features == 1:
             weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
-        with torch.no_grad():
-            self._head.weight.copy_(weight)
-            self._head.bias.copy_(bias)
+        self._replace_head(weight, bias)
 
     def _tuned(
         self,

@@ -1,10 +1,12 @@
-"""Linear classifiers on fixed features."""
+"""Linear classifiers on fixed features, and the weights they are retrained with."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from lightning_robust.functional.groups import balancing_weights
 
 
 def sparse_logistic_regression(
@@ -65,3 +67,99 @@ def sparse_logistic_regression(
         ahead = moved + (momentum - 1) / following * (moved - found)
         found, momentum = moved, following
     return found[:, :-1], found[:, -1]
+
+
+def finetune_linear(
+    features: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    start: tuple[Tensor, Tensor],
+    *,
+    num_steps: int = 500,
+    learning_rate: float = 0.01,
+    penalty: float = 0.0,
+    max_norm: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Full-batch gradient descent on weighted cross-entropy, from a head that is trained already.
+
+    Minimises ``sum of weights * cross-entropies + penalty * |theta - theta_0|^2``, theta being
+    weight and bias together and theta_0 where they start. A layer with one output stands for the
+    classes (0, z).
+
+    Args:
+        features: (n, d) floating.
+        targets: (n,) int64.
+        weights: (n,) non-negative.
+        start: Weight (C, d) and bias (C,), or (1, d) and (1,) for two classes.
+        num_steps: Number of steps.
+        learning_rate: Of each.
+        penalty: lambda >= 0.
+        max_norm: Longer gradients are shortened to this norm.
+
+    Returns:
+        Weight and bias in the shapes of ``start``, float64.
+
+    Example:
+        >>> x, y = torch.tensor([[1.0], [-1.0]]), torch.tensor([1, 0])
+        >>> start = torch.zeros(1, 1), torch.zeros(1)
+        >>> weight, bias = finetune_linear(x, y, torch.ones(2) / 2, start, num_steps=1)
+        >>> weight, bias
+        (tensor([[0.0050]], dtype=torch.float64), tensor([0.], dtype=torch.float64))
+    """
+    first = torch.cat([start[0], start[1][:, None]], 1).double()
+    extended, weights = F.pad(features.double(), (0, 1), value=1.0), weights.double()
+    num_classes = max(2, len(first))
+    weighted = F.one_hot(targets, num_classes) * weights[:, None]
+    found = first
+    for _ in range(num_steps):
+        logits = extended @ found.T
+        if len(first) == 1:
+            logits = F.pad(logits, (1, 0))
+        residual = logits.softmax(1) * weights[:, None] - weighted
+        gradient = residual[:, num_classes - len(first) :].T @ extended
+        gradient = gradient + 2 * penalty * (found - first)
+        norm = float(torch.linalg.vector_norm(gradient))
+        found = found - learning_rate * min(1.0, max_norm / max(norm, 1e-12)) * gradient
+    return found[:, :-1], found[:, -1]
+
+
+def poor_prediction_weights(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
+    """Weights that fall with the probability of the target: AFR's, with classes balanced.
+
+    ``mu_i`` is proportional to ``exp(-gamma p_i) / n_c``, p_i being the probability of example i's
+    target and n_c the size of its class; they sum to 1 (Qiu et al., 2023, Section 4).
+
+    Args:
+        logits: (n, C).
+        targets: (n,) int64.
+        gamma: >= 0; 0 balances classes only.
+
+    Returns:
+        (n,) float64.
+
+    Example:
+        >>> logits = torch.tensor([[4.0, 0.0], [0.0, 4.0], [0.0, 4.0]])
+        >>> poor_prediction_weights(logits, torch.tensor([0, 0, 1]), gamma=1.0)
+        tensor([0.1779, 0.4664, 0.3557], dtype=torch.float64)
+    """
+    probs = logits.double().softmax(1).gather(1, targets[:, None]).squeeze(1)
+    weights = balancing_weights(targets, logits.shape[1]) * torch.exp(-gamma * probs)
+    return weights / weights.sum()
+
+
+def divergence(logits: Tensor, others: Tensor) -> Tensor:
+    """The Kullback-Leibler divergence of one softmax from another, by example: ``KL(p || q)``.
+
+    Args:
+        logits: (n, C), of p.
+        others: (n, C), of q.
+
+    Returns:
+        (n,) float64 in nats.
+
+    Example:
+        >>> divergence(torch.tensor([[0.0, 0.0], [1.0, 2.0]]), torch.tensor([[0.0, 2.0], [1, 2]]))
+        tensor([0.4338, 0.0000], dtype=torch.float64)
+    """
+    p, q = logits.double().log_softmax(1), others.double().log_softmax(1)
+    return (p.exp() * (p - q)).sum(1)

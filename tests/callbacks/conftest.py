@@ -122,12 +122,12 @@ def val_points() -> Points:
 def train(points, val_points):
     """Trains with a method; returns the record. ``views[e]`` is what epoch e was decided on."""
 
-    def run(method, epochs: int = 3, **settings) -> Record:
+    def run(method, epochs: int = 3, *, others=(), **settings) -> Record:
         module = Network()
         record = Record(module, points, val_points)
         record.look()
         record.trainer = Trainer(
-            callbacks=[record, method],
+            callbacks=[record, method, *others],
             max_epochs=epochs,
             accelerator="cpu",
             logger=False,

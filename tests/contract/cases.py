@@ -12,21 +12,26 @@ from torch.nn import functional as F
 
 import lightning_robust
 from lightning_robust import (
+    AFR,
     CRAIG,
     CREST,
     DFR,
     EIIL,
     EL2N,
     EPIC,
+    GEORGE,
     GLISTER,
     JTT,
     LDAM,
     MAT,
     PDE,
+    PGI,
     S2L,
+    SELF,
     SPARE,
     ULA,
     ClassBalance,
+    CnC,
     ConfidenceCurriculum,
     CVaRDRO,
     FacilityLocationSubset,
@@ -200,6 +205,51 @@ CASES: dict[type[Method], Case] = {
             lambda: DFR(num_refits=2),
             lambda: DFR(data="train", strength=1.0, num_refits=2, after_epochs=2),
         ),
+    ),
+    GEORGE: Case(
+        active=lambda: GEORGE(1, max_clusters=3, parts=2, step_size=0.5),
+        neutral=lambda: GEORGE(1, step_size=None, reinitialise=False),
+        keys=frozenset(f"george/num_clusters/{label}" for label in range(3)),
+        bad={"max_clusters": 1},
+        variants=(
+            lambda: GEORGE(
+                1, max_clusters=2, space="logits", step_size=None, balanced_sampling=True
+            ),
+        ),
+    ),
+    PGI: Case(
+        active=lambda: PGI(1, penalty=2.0),
+        neutral=lambda: PGI(1, penalty=0.0, balanced_sampling=False, reinitialise=False),
+        keys=frozenset({"pgi/hard_rate"}),
+        bad={"penalty": -1},
+        variants=(lambda: PGI(1, balanced_sampling=False, reinitialise=False),),
+    ),
+    CnC: Case(
+        active=lambda: CnC(1, contrast=0.7),
+        neutral=lambda: CnC(1, contrast=0.0, balanced_sampling=False, reinitialise=False),
+        keys=frozenset({"cnc/error_rate"}),
+        bad={"temperature": 0},
+        variants=(lambda: CnC(1, contrast=1.0, balanced_sampling=False, reinitialise=False),),
+    ),
+    # Each at its own time: two that replace the head at once are refused.
+    AFR: Case(
+        active=lambda: AFR(gamma=3.0, held_out=0.1, num_steps=20, after_epochs=2),
+        neutral=lambda: AFR(held_out=0.0, after_epochs=99),
+        keys=frozenset({"afr/effective_size"}),
+        bad={"gamma": -1},
+        variants=(lambda: AFR(held_out=0.0, num_steps=20, penalty=0.1),),
+        lengths=(54, 54, 54, 54),
+    ),
+    SELF: Case(
+        active=lambda: SELF(4, selection="random", held_out=0.1, num_steps=20, after_epochs=1),
+        neutral=lambda: SELF(held_out=0.0, after_epochs=99),
+        keys=frozenset({"self/num_selected"}),
+        bad={"num_selected": 0},
+        variants=(
+            lambda: SELF(5, held_out=0.2, num_steps=20),
+            lambda: SELF(5, selection="early_misclassification", held_out=0.0, num_steps=20),
+        ),
+        lengths=(54, 54, 54, 54),
     ),
     ImportanceTempering: Case(
         needs_groups={},
