@@ -235,7 +235,8 @@ def main() -> None:
         f"one thread, no workers, batch {BATCH_SIZE}, torch {torch.__version__}, torchvision "
         f"{torchvision.__version__}; {chosen.rounds} rounds\n"
     )
-    print("| data module | of the plain loader's images a second | middle half | these |")
+    print("| data module | speed, of the plain loader's | middle half of the rounds | ", end="")
+    print("plain, images a second |")
     print("|---|---|---|---|")
     for name, make in CONTESTS.items():
         with tempfile.TemporaryDirectory() as folder:
