@@ -146,9 +146,10 @@ def _parser() -> argparse.ArgumentParser:
         "--defences",
         type=_names,
         metavar="NAME[,NAME...]",
-        help="of None, EPIC-0.1, EPIC-0.2, Random-0.1, HighestLoss-0.1, LowestConfidence-0.1; the "
-        "number is EPIC's fraction of medoids, or that of the EPIC whose numbers are matched "
-        "(default: all)",
+        help="of None, EPIC-0.1, EPIC-0.2, Random-0.1, HighestLoss-0.1, LowestConfidence-0.1, "
+        "SpectralSignatures, ActivationClustering, DeepKNN, GradientClipNoise, "
+        "AdversarialTraining; the number is EPIC's fraction of medoids, or that of the EPIC whose "
+        "numbers are matched (default: all)",
     )
     poison.add_argument("--targets", type=int, default=4, metavar="N", help="a seed (default: 4)")
     poison.add_argument("--epochs", type=int, default=40, metavar="N", help="(default: 40)")
