@@ -45,6 +45,7 @@ from lightning_robust.callbacks.logit_correction import LogitCorrection
 from lightning_robust.callbacks.loss_trajectory import LossTrajectory
 from lightning_robust.callbacks.lowest_confidence_drop import LowestConfidenceDrop
 from lightning_robust.callbacks.mat import MAT
+from lightning_robust.callbacks.memorisation_scores import MemorisationScores
 from lightning_robust.callbacks.middle_perplexity import MiddlePerplexity
 from lightning_robust.callbacks.pde import PDE
 from lightning_robust.callbacks.pgi import PGI
@@ -129,6 +130,7 @@ __all__ = [
     "LossTrajectory",
     "LowestConfidenceDrop",
     "MeanGroupAccuracy",
+    "MemorisationScores",
     "MiddlePerplexity",
     "OverallAccuracy",
     "RNGState",

@@ -56,6 +56,7 @@ from lightning_robust import (
     LogitCorrection,
     LossTrajectory,
     LowestConfidenceDrop,
+    MemorisationScores,
     MiddlePerplexity,
     RandomDrop,
     RandomSubset,
@@ -362,6 +363,14 @@ CASES: dict[type[Method], Case] = {
         keys=frozenset({"loss_trajectory/mean"}),
         bad={"every_n_epochs": 0},
         variants=(lambda: LossTrajectory(every_n_steps=3),),
+        acts=False,
+    ),
+    MemorisationScores: Case(
+        active=MemorisationScores,
+        neutral=MemorisationScores,
+        keys=frozenset({"memorisation_scores/mean"}),
+        bad={"ridge": 0},
+        variants=(lambda: MemorisationScores(every_n_epochs=1, num_projections=8),),
         acts=False,
     ),
     S2L: Case(
