@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME[,NAME...]",
         help="of ERM, ClassBalance, GroupBalance, GroupDRO, SPARE, ImportanceWeighting, "
         "ImportanceTempering, NormalisedTempering, Subsample, PDE, JTT, DFR, MAT, XRM+GroupDRO, "
-        "EIIL, LfF, LogitCorrection, ULA, CVaRDRO, FocalLoss, LDAM, "
+        "EIIL, LfF, LogitCorrection, ULA, CVaRDRO, FocalLoss, LDAM, AFR, SELF, GEORGE, PGI, CnC, "
         "in any case (default: the first five; with --all: all)",
     )
     demo.add_argument(
@@ -148,9 +148,10 @@ def _parser() -> argparse.ArgumentParser:
         "--defences",
         type=_names,
         metavar="NAME[,NAME...]",
-        help="of None, EPIC-0.1, EPIC-0.2, Random-0.1, HighestLoss-0.1, LowestConfidence-0.1; the "
-        "number is EPIC's fraction of medoids, or that of the EPIC whose numbers are matched "
-        "(default: all)",
+        help="of None, EPIC-0.1, EPIC-0.2, Random-0.1, HighestLoss-0.1, LowestConfidence-0.1, "
+        "SpectralSignatures, ActivationClustering, DeepKNN, GradientClipNoise, "
+        "AdversarialTraining; the number is EPIC's fraction of medoids, or that of the EPIC whose "
+        "numbers are matched (default: all)",
     )
     poison.add_argument("--targets", type=int, default=4, metavar="N", help="a seed (default: 4)")
     poison.add_argument("--epochs", type=int, default=40, metavar="N", help="(default: 40)")

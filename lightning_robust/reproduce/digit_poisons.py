@@ -69,6 +69,7 @@ def fit(
     seed: int,
     callbacks: Sequence[Callback] = (),
     epochs: int = EPOCHS,
+    warmup_epochs: int = 0,
 ) -> float:
     """Train a network, and leave it in evaluation mode.
 
@@ -78,6 +79,7 @@ def fit(
         seed: Of the order of examples.
         callbacks: The defence.
         epochs: Number of epochs.
+        warmup_epochs: More epochs, before a defence that then starts again.
 
     Returns:
         Processor time of the training in seconds.
@@ -88,7 +90,7 @@ def fit(
     with silent(), isolated(seed):
         trainer = Trainer(
             accelerator="cpu",
-            max_epochs=epochs,
+            max_epochs=warmup_epochs + epochs,
             callbacks=list(callbacks),
             logger=False,
             enable_checkpointing=False,

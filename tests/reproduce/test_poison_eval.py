@@ -70,6 +70,19 @@ def test_the_rules_that_are_matched_to_epic_drop_as_many(setup):
     assert len(epic.dropped_indices) > 0
 
 
+@pytest.mark.parametrize("defence", [*poison_eval.FILTERS, *poison_eval.SHAPING])
+def test_every_other_defence_trains_a_victim(setup, defence):
+    """What filters trains twice; the victim that comes out has been defended."""
+    attack = digit_poisons.patch_backdoor(setup, 0)
+    defender = poison_eval.Defender(attack, setup, seed=0)
+    victim, method, _ = defender.train(defence)
+    undefended, _, _ = defender.train("None")
+    assert not torch.equal(victim[-1].weight, undefended[-1].weight)
+    if defence in poison_eval.FILTERS:
+        assert method.filtered
+        assert method.warmup_epochs == setup.epochs
+
+
 def test_schedules():
     epic = poison_eval.epic(0.1, transfer=False, epochs=40)
     assert (epic.fraction, epic.warmup_epochs, epic.interval, epic.stop_epoch) == (0.1, 10, 2, None)
