@@ -8,6 +8,7 @@ from lightning_robust.callbacks.activation_clustering import ActivationClusterin
 from lightning_robust.callbacks.adversarial_training import AdversarialTraining
 from lightning_robust.callbacks.afr import AFR
 from lightning_robust.callbacks.class_balance import ClassBalance
+from lightning_robust.callbacks.cnc import CnC
 from lightning_robust.callbacks.confidence_curriculum import ConfidenceCurriculum
 from lightning_robust.callbacks.craig import CRAIG
 from lightning_robust.callbacks.crest import CREST
@@ -20,6 +21,7 @@ from lightning_robust.callbacks.epic import EPIC
 from lightning_robust.callbacks.facility_location_subset import FacilityLocationSubset
 from lightning_robust.callbacks.focal_loss import FocalLoss
 from lightning_robust.callbacks.forgetting import Forgetting
+from lightning_robust.callbacks.george import GEORGE
 from lightning_robust.callbacks.glister import GLISTER
 from lightning_robust.callbacks.grad_match import GradMatch
 from lightning_robust.callbacks.gradient_clip_noise import GradientClipNoise
@@ -46,6 +48,7 @@ from lightning_robust.callbacks.mat import MAT
 from lightning_robust.callbacks.memorisation_scores import MemorisationScores
 from lightning_robust.callbacks.middle_perplexity import MiddlePerplexity
 from lightning_robust.callbacks.pde import PDE
+from lightning_robust.callbacks.pgi import PGI
 from lightning_robust.callbacks.random_drop import RandomDrop
 from lightning_robust.callbacks.random_subset import RandomSubset
 from lightning_robust.callbacks.representation_monitor import RepresentationMonitor
@@ -80,11 +83,13 @@ __all__ = [
     "EIIL",
     "EL2N",
     "EPIC",
+    "GEORGE",
     "GLISTER",
     "JTT",
     "LDAM",
     "MAT",
     "PDE",
+    "PGI",
     "S2L",
     "SELF",
     "SPARE",
@@ -96,6 +101,7 @@ __all__ = [
     "Audit",
     "CVaRDRO",
     "ClassBalance",
+    "CnC",
     "ConfidenceCurriculum",
     "ContractError",
     "DeepKNN",

@@ -15,7 +15,7 @@ from lightning_robust import __version__
 from lightning_robust.reproduce import ARTIFACTS
 
 _FIT_NEEDS = (
-    "lightning-robust fit needs jsonargparse, which is not installed; install the extra 'cli': "
+    "recipes need jsonargparse, which is not installed; install the extra 'cli': "
     "pip install 'lightning-robust[cli]'"
 )
 
@@ -41,8 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["audit"]:  # --model.NAME=VALUE and --data.NAME=VALUE are anyone's
         options = [word for word in arguments if word.startswith(("--model.", "--data."))]
         arguments = [word for word in arguments if word not in options]
-    if arguments[:1] == ["fit"]:  # LightningCLI reads the rest, --help included
+    if arguments[:1] in (["fit"], ["test"]):  # LightningCLI reads the rest, --help included
         return _fit(argv)
+    if arguments[:1] == ["sweep"]:  # what it does not know are a recipe's
+        return _sweep(*parser.parse_known_args(arguments), parser)
     chosen = parser.parse_args(arguments)
     if chosen.command is None:
         parser.print_help()
@@ -91,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME[,NAME...]",
         help="of ERM, ClassBalance, GroupBalance, GroupDRO, SPARE, ImportanceWeighting, "
         "ImportanceTempering, NormalisedTempering, Subsample, PDE, JTT, DFR, MAT, XRM+GroupDRO, "
-        "EIIL, LfF, LogitCorrection, ULA, CVaRDRO, FocalLoss, LDAM, "
+        "EIIL, LfF, LogitCorrection, ULA, CVaRDRO, FocalLoss, LDAM, AFR, SELF, GEORGE, PGI, CnC, "
         "in any case (default: the first five; with --all: all)",
     )
     demo.add_argument(
@@ -233,6 +235,44 @@ def _parser() -> argparse.ArgumentParser:
         help="train any LightningModule on any LightningDataModule (LightningCLI)",
         add_help=False,
     )
+    commands.add_parser(
+        "test",
+        help="test a checkpoint of fit: the same options, and --ckpt_path FILE (LightningCLI)",
+        add_help=False,
+    )
+    sweep = commands.add_parser(
+        "sweep",
+        help="recipes over seeds and random draws of their settings, chosen by the worst group",
+        description="Trains each recipe with random draws of its settings, chooses the draw with "
+        "the best worst group of the validation set, trains it with all seeds, and prints mean and "
+        "standard deviation on the test set. Started again after a crash, it goes on. Any other "
+        "option is one of fit, for all recipes, as in --data.root DIR.",
+    )
+    sweep.add_argument("--config", nargs="+", required=True, metavar="FILE", help="recipes")
+    sweep.add_argument("--output", type=Path, required=True, metavar="DIR", help="of all it writes")
+    sweep.add_argument(
+        "--space",
+        metavar="FILE",
+        help="the ranges to draw from, a YAML file, or mat or mat-text, those of MAT's paper "
+        "(default: no search, the recipes as they are)",
+    )
+    sweep.add_argument("--draws", type=int, default=16, metavar="N", help="(default: 16)")
+    sweep.add_argument(
+        "--seeds",
+        type=_seeds,
+        default="3",
+        metavar="N[,N...]",
+        help="one number N: the seeds 0 to N - 1; several, as in 0,4,7: those (default: 3)",
+    )
+    sweep.add_argument(
+        "--select",
+        default="given",
+        choices=["given", "inferred", "class"],
+        help="the validation groups to choose by: its own, those that XRM inferred, or its classes",
+    )
+    sweep.add_argument(
+        "--inferred", type=Path, metavar="FILE", help="what XRM found, saved by CrossRisk.save"
+    )
     return parser
 
 
@@ -338,4 +378,22 @@ def _fit(argv: Sequence[str] | None) -> int:
     from lightning.pytorch.cli import LightningCLI
 
     LightningCLI(args=None if argv is None else list(argv), seed_everything_default=0)
+    return 0
+
+
+def _sweep(chosen: argparse.Namespace, words: list[str], parser: argparse.ArgumentParser) -> int:
+    if importlib.util.find_spec("jsonargparse") is None:
+        print(_FIT_NEEDS, file=sys.stderr)
+        return 1
+    from lightning_robust.contracts import ContractError
+    from lightning_robust.sweeping import sweep
+
+    settings = {k: v for k, v in vars(chosen).items() if k not in ("command", "config", "output")}
+    try:
+        sweep(chosen.config, chosen.output, **settings, words=words)
+    except ContractError as error:
+        parser.error(str(error))
+    except ModuleNotFoundError as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0

@@ -37,6 +37,9 @@ class Steer:
 Source = Callable[[Tensor, Tensor], "Steer | None"]
 """Called with (dataset indices (B,), unsteered logits (B, C) without gradient)."""
 
+Penalty = Callable[[Tensor, Tensor, Tensor], "Tensor | None"]
+"""Called with (dataset indices (B,), features (B, d), unsteered logits (B, C)), with gradient."""
+
 
 def class_logits(logits: Tensor) -> Tensor:
     """Logits with a column a class: a head with one output stands for the classes (0, z).
@@ -135,6 +138,11 @@ class LogitSteering(HeadHook):
     multiply, shifts add after the scaling. Works with losses written inline, manual optimisation,
     gradient accumulation, mixed precision, DDP and ``torch.compile`` (one graph break).
 
+    What the ``penalties`` return, scalars that may depend on the features and on the logits before
+    they are steered, is added to the user's loss: not to its value, which is computed elsewhere,
+    but to what is differentiated. ``unit`` says what the loss has been multiplied by when its
+    backward pass runs.
+
     Args:
         head: The module whose output are the logits.
 
@@ -160,8 +168,15 @@ class LogitSteering(HeadHook):
     def __init__(self, head: nn.Module) -> None:
         super().__init__(head)
         self.sources: list[Source] = []
+        self.penalties: list[Penalty] = []
+        self.unit: Callable[[], float] = lambda: 1.0
         self._indices: Tensor | None = None
         self._has_run = False
+
+    @property
+    def acts(self) -> bool:
+        """Whether there is anything to do to a batch."""
+        return bool(self.sources or self.penalties)
 
     def begin_batch(self, indices: Tensor) -> None:
         """Steer what the head returns from now on; ``indices`` (B,) are on the head's device."""
@@ -174,7 +189,7 @@ class LogitSteering(HeadHook):
         Raises:
             ContractError: There was something to steer and the head did not run.
         """
-        missed = self._indices is not None and bool(self.sources) and not self._has_run
+        missed = self._indices is not None and self.acts and not self._has_run
         self._indices = None
         if missed:
             raise ContractError(
@@ -184,7 +199,7 @@ class LogitSteering(HeadHook):
 
     def _hook(self, head: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         super()._hook(head, inputs, output)
-        if self._indices is None or not self.sources or not head.training:
+        if self._indices is None or not self.acts or not head.training:
             return None
         self._has_run = True
         logits = self._checked(output)
@@ -194,7 +209,20 @@ class LogitSteering(HeadHook):
                 f"{len(self._indices)} examples; a collate_fn that drops or adds examples, or a "
                 "training_step that joins several views, cannot be steered by index"
             )
-        return self._steer(logits, self._indices)
+        features = inputs[0] if inputs and isinstance(inputs[0], Tensor) else logits
+        return self._penalise(features, logits, self._steer(logits, self._indices))
+
+    def _penalise(self, features: Tensor, logits: Tensor, steered: Tensor) -> Tensor:
+        """The steered logits, which take the penalties' gradient along into the backward pass."""
+        assert self._indices is not None
+        if not torch.is_grad_enabled():
+            return steered
+        seen = class_logits(logits)
+        for penalty in self.penalties:
+            value = penalty(self._indices, features, seen)
+            if value is not None and value.requires_grad:
+                steered = _Together.apply(steered, value, self.unit)
+        return steered
 
     def _steer(self, logits: Tensor, indices: Tensor) -> Tensor:
         seen = class_logits(logits.detach())
@@ -218,6 +246,19 @@ class LogitSteering(HeadHook):
             weight = torch.stack(weights).prod(0).view(-1, *[1] * (logits.ndim - 1))
             steered.register_hook(lambda gradient: (gradient * weight).to(gradient.dtype))
         return steered
+
+
+class _Together(torch.autograd.Function):
+    """The logits as they are; whoever differentiates through them differentiates a penalty, too."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, penalty: Tensor, unit: Callable[[], float]) -> Tensor:
+        ctx.unit, ctx.dtype, ctx.device = unit, penalty.dtype, penalty.device
+        return logits.view_as(logits)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        return gradient, torch.tensor(ctx.unit(), dtype=ctx.dtype, device=ctx.device), None
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -12,7 +12,7 @@ LAYERS = (
     ("functional", "contracts", "randomness"),
     ("sampling", "steering", "metrics", "representation"),
     ("observing", "data", "models", "callbacks"),
-    ("reproduce", "auditing", "cli", "__init__"),
+    ("reproduce", "auditing", "sweeping", "cli", "__init__"),
 )
 WITHOUT_LIGHTNING = ("functional", "contracts", "sampling", "randomness")
 FILES = sorted(path.relative_to(ROOT).with_suffix("") for path in ROOT.rglob("*.py"))

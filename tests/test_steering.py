@@ -334,6 +334,97 @@ def test_attaching_twice_steers_once():
     steering.detach()
 
 
+# --- penalties ------------------------------------------------------------------------------------
+
+
+def of_features(features: Tensor) -> Tensor:
+    return 0.3 * (features[:4] - features[4:]).square().sum(1).sqrt().mean()
+
+
+def of_logits(logits: Tensor, targets: Tensor) -> Tensor:
+    probs = logits.softmax(1)
+    return 0.5 * (probs[:4].mean(0) - probs[4:].mean(0)).square().sum() + 0.1 * targets[0]
+
+
+def penalised_by_hand(net: nn.Module, accumulate: int) -> Tensor:
+    """Steered cross-entropy, plus two penalties of what is not steered, written into the loss."""
+    x, y, batches = data()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    for step, indices in enumerate(batches):
+        features = net.body(x[indices]).relu()
+        logits = net.head(features)
+        loss = by_hand(logits, y[indices], indices) / accumulate
+        penalty = of_features(features) + of_logits(logits, y[indices])
+        (loss + penalty / accumulate).backward()
+        if (step + 1) % accumulate == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+    return nn.utils.parameters_to_vector(net.parameters()).detach()
+
+
+def penalised(net: nn.Module) -> LogitSteering:
+    targets, steering = data()[1], steering_of(net, wish)
+    steering.penalties += [
+        lambda indices, features, logits: of_features(features),
+        lambda indices, features, logits: None,
+        lambda indices, features, logits: of_logits(logits, targets[indices]),
+    ]
+    return steering
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_penalties_equal_those_written_into_the_loss(accumulate):
+    expected = penalised_by_hand(Net(), accumulate)
+    steering = penalised(net := Net())
+    steering.unit = lambda: 1 / accumulate
+    found = train(net, plain, steering=steering, accumulate=accumulate)
+    assert torch.allclose(found, expected, rtol=1e-6, atol=1e-7)
+    assert (found - train(Net(), by_hand, accumulate=accumulate)).abs().max() > 1e-2
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch.compile's own
+def test_penalties_reach_a_compiled_network():
+    torch.compiler.reset()
+    steering = penalised(net := Net())
+    steering.attach(compiled := torch.compile(net, backend="aot_eager"))
+    found = train(net, plain, steering=steering, compiled=compiled)
+    assert torch.allclose(found, penalised_by_hand(Net(), 1), rtol=1e-5, atol=1e-6)
+    torch.compiler.reset()
+
+
+def test_penalties_leave_values_and_evaluation_alone():
+    net, (x, _, batches) = Net(), data()
+    steering = LogitSteering(net.head)
+    steering.penalties.append(lambda indices, features, logits: features.sum())
+    steering.attach(net)
+    steering.begin_batch(batches[0])
+    with torch.no_grad():
+        assert torch.equal(net(x[batches[0]]), Net()(x[batches[0]]))
+    logits = net(x[batches[0]])
+    assert torch.equal(logits, Net()(x[batches[0]]))
+    steering.end_batch()
+    steering.begin_batch(batches[0])
+    with pytest.raises(ContractError, match="head="):  # a penalty alone makes the head needed, too
+        steering.end_batch()
+    net.requires_grad_(False)
+    steering.begin_batch(batches[0])
+    assert not net(x[batches[0]]).requires_grad
+    steering.end_batch()
+
+
+def test_a_penalty_sees_two_classes_of_a_head_with_one_output():
+    net, (x, _, batches) = Net(1), data()
+    steering, seen = LogitSteering(net.head), []
+    steering.penalties.append(lambda indices, features, logits: seen.append(logits))
+    steering.attach(net)
+    steering.begin_batch(batches[0])
+    net(x[batches[0]])
+    [logits] = seen
+    assert logits.shape == (SIZE, 2)
+    assert logits.requires_grad
+    steering.end_batch()
+
+
 # --- readers --------------------------------------------------------------------------------------
 
 

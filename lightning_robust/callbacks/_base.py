@@ -125,6 +125,22 @@ class Method(Callback):
         """
         return None
 
+    def penalise(self, indices: Tensor, features: Tensor, logits: Tensor) -> Tensor | None:
+        """What to add to the loss of a training batch; ``None`` adds nothing.
+
+        The logged loss stays the user's. Over several ranks it is the mean of what they return.
+        With manual optimisation it is added to every backward pass, as large as it is here.
+
+        Args:
+            indices: (B,) dataset indices, on the logits' device.
+            features: (B, d), with gradient; what the head was given.
+            logits: (B, C), with gradient, before they are steered.
+
+        Returns:
+            A scalar that may depend on both.
+        """
+        return None
+
     def report(self) -> dict[str, float | Tensor]:
         """Scalars to log at the end of each training epoch, by their full keys."""
         return {}
@@ -456,9 +472,12 @@ class Conductor:
                     )
                 method.group_ids, method.group_names = groups.ids, groups.names
         steered = [m for m in self.methods if type(m).steer is not Method.steer]
-        if steered or any(method.observes for method in self.methods):
+        penalised = [m for m in self.methods if type(m).penalise is not Method.penalise]
+        if steered or penalised or any(method.observes for method in self.methods):
             self.steering = self._find_head(loader, num_classes)
             self.steering.sources.extend(method.steer for method in steered)
+            self.steering.penalties.extend(method.penalise for method in penalised)
+            self.steering.unit = self._unit_of_loss
             self.steering.attach(self.module)
         for method in self.methods:
             method.prepare(loader.dataset)
@@ -474,6 +493,14 @@ class Conductor:
             last_to_run=lambda candidates: probe.last_to_run(loader.dataset, candidates),
         )
         return LogitSteering(head)
+
+    def _unit_of_loss(self) -> float:
+        """What Lightning multiplies the user's loss by before it is differentiated."""
+        unit = 1.0
+        if self.module.automatic_optimization:
+            unit /= self.trainer.accumulate_grad_batches
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return unit if scaler is None else unit * float(scaler.get_scale())
 
     # ---- deciding ------------------------------------------------------------------------------
 
@@ -762,7 +789,7 @@ class Conductor:
             )
         if self.steering is not None and not self._head_was_tried:
             self._try_head()
-        if self.steering is not None and self.steering.sources:
+        if self.steering is not None and self.steering.acts:
             assert self.sampler is not None
             indices = self.sampler.indices_of_batch(batch)
             self.steering.begin_batch(indices.to(self.module.device, non_blocking=True))

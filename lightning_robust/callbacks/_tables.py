@@ -17,7 +17,7 @@ from lightning_robust.contracts import ContractError
 from lightning_robust.functional.logits import check_held_out, load_held_out
 from lightning_robust.steering import class_logits
 
-Table: TypeAlias = Tensor | npt.NDArray[Any] | str | Path | Callable[[Dataset[Any]], Tensor]
+Table: TypeAlias = Tensor | npt.NDArray[Any] | str | Path | Callable[[Dataset[Any]], Any]
 
 
 class _Told(Method):

@@ -28,7 +28,7 @@ from lightning_robust.functional.trajectories import (
 )
 from lightning_robust.randomness import generator, resolve_seed
 
-Trajectories: TypeAlias = Tensor | np.ndarray | str | Path | Callable[[Dataset[Any]], Tensor]
+Trajectories: TypeAlias = Tensor | np.ndarray | str | Path | Callable[[Dataset[Any]], Any]
 
 
 class S2L(Method):
@@ -47,7 +47,8 @@ class S2L(Method):
         fraction: Share of the training set that is kept; rounded, at least one example.
         num_clusters: K, clusters of each source.
         sources: Where each training example is from, like ``groups``: each source is clustered by
-            itself and gives as many as it can; ``None``: they are all from one.
+            itself and gives as many as it can; ``"dataset"`` takes ``dataset.groups``; ``None``:
+            they are all from one.
         min_cluster_size: Examples of smaller clusters are taken only where others do not suffice.
         seed: Seed of clustering and draws; ``None`` takes the one given to ``seed_everything``,
             else 0.
@@ -115,7 +116,8 @@ class S2L(Method):
         if self.sources is None:
             sources = torch.zeros(self.num_examples, dtype=torch.int64)
         else:
-            sources = resolve_groups(self.sources, dataset, split="train").ids
+            given = None if self.sources == "dataset" else self.sources
+            sources = resolve_groups(given, dataset, split="train").ids
         seed = resolve_seed(self.seed)
         self.clusters = cluster_trajectories(
             losses.double(), self.num_clusters, sources, generator(seed, "s2l clusters")

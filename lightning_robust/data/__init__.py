@@ -22,6 +22,7 @@ from lightning_robust.data.poisoned import (
     load_benchmark_poisons,
     load_benchmark_setups,
 )
+from lightning_robust.data.poisoned_cifar import PoisonedCIFARDataModule
 from lightning_robust.data.restricted_imagenet import (
     RestrictedImageNet,
     RestrictedImageNetDataModule,
@@ -75,6 +76,7 @@ __all__ = [
     "MultiNLI",
     "MultiNLIDataModule",
     "NoisyCoreGaussians",
+    "PoisonedCIFARDataModule",
     "PoisonedDataset",
     "RestrictedImageNet",
     "RestrictedImageNetDataModule",

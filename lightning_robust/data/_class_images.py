@@ -19,7 +19,7 @@ from lightning_robust.contracts import (
 )
 from lightning_robust.data._datamodule import SPLITS, GroupDataModule, Split
 from lightning_robust.data._draws import Profile, held_out, imbalanced
-from lightning_robust.data._images import ImageTensors
+from lightning_robust.data._images import ImageTensors, Standardise
 from lightning_robust.data._sources import Source
 
 
@@ -95,33 +95,11 @@ class ClassImages(ImageTensors):
         if split == "train" and imbalance > 1:
             chosen = imbalanced(targets, imbalance, profile, data_seed)
             images, targets = images[chosen], targets[chosen]
-        mean, std = (torch.tensor(moment)[:, None, None] for moment in moments)
-        clean = Standardise(mean, std)
+        clean = Standardise(*moments)
         random = v2.Compose([v2.RandomCrop(images.shape[-1], 4), v2.RandomHorizontalFlip(), clean])
         super().__init__(
             images, targets, targets.clone(), names, clean, random if augment else None
         )
-
-
-class Standardise:
-    """From a uint8 image to float32 of mean 0 and standard deviation 1 in each channel.
-
-    Args:
-        mean: (C, 1, 1), of pixels in [0, 1].
-        std: (C, 1, 1).
-
-    Example:
-        >>> image = torch.full((1, 2, 2), 255, dtype=torch.uint8)
-        >>> Standardise(torch.tensor([0.5]), torch.tensor([0.25]))(image).unique()
-        tensor([2.])
-    """
-
-    def __init__(self, mean: Tensor, std: Tensor) -> None:
-        self.shift, self.scale = -mean / std, 1 / (255 * std)
-
-    def __call__(self, image: Tensor) -> Tensor:
-        """The image (C, H, W), standardised."""
-        return torch.addcmul(self.shift, image.float(), self.scale)
 
 
 class ClassImagesDataModule(GroupDataModule):

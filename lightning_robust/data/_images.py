@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from lightning_robust.contracts import ContractError, check_bool, check_integer
 from lightning_robust.data._datamodule import GroupDataModule, GroupedDataset, Split
@@ -25,6 +26,30 @@ Transform: TypeAlias = Callable[[Any], Tensor]
 Images = TypeVar("Images", bound="_Images")
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of most backbones
+
+
+class Standardise:
+    """From an image to float32 of mean 0 and standard deviation 1 in each channel, in one step.
+
+    Args:
+        mean: Of each of C channels, of pixels in [0, 1].
+        std: Of each channel.
+
+    Example:
+        >>> image = torch.full((1, 2, 2), 255, dtype=torch.uint8)
+        >>> Standardise([0.5], [0.25])(image).unique().round(decimals=4)
+        tensor([2.])
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.shift = -torch.tensor(mean)[:, None, None] / torch.tensor(std)[:, None, None]
+        self.scale = 1 / (255 * torch.tensor(std)[:, None, None])
+
+    def __call__(self, image: Tensor | Image.Image) -> Tensor:
+        """The image, uint8 (C, H, W) or of PIL, standardised."""
+        pixels = image if isinstance(image, Tensor) else pil_to_tensor(image)
+        floats = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+        return torch.addcmul(self.shift, floats, self.scale)
 
 
 @dataclass(frozen=True)
@@ -92,15 +117,7 @@ class ImageFormat:
 
     def tensor(self, *geometry: Callable[[Any], Any]) -> Transform:
         """From an image, by way of some changes of its geometry, to a tensor (3, size, size)."""
-        transform: Transform = v2.Compose(
-            [
-                *geometry,
-                v2.ToImage(),
-                v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(list(self.mean), list(self.std)),
-                v2.ToPureTensor(),
-            ]
-        )
+        transform: Transform = v2.Compose([*geometry, Standardise(self.mean, self.std)])
         return transform
 
     def resized_crop(
@@ -167,13 +184,16 @@ class ImageFiles(_Images):
         augmentation: Transform | None = None,
     ) -> None:
         super().__init__(targets, groups, group_names, transform, augmentation)
-        self.folder = folder
+        self.folder, self._prefix = folder, str(folder)
         # One array of bytes, not a million strings, whose reference counts each worker would copy.
         self._files = np.array([os.fsencode(file) for file in files])
 
     def path(self, index: int) -> Path:
         """The file of an example."""
-        return self.folder / os.fsdecode(self._files[index])
+        return Path(self._path(index))
+
+    def _path(self, index: int) -> str:
+        return os.path.join(self._prefix, os.fsdecode(self._files[index]))
 
     def check_files(self, source: Source, root: str | Path) -> None:
         """Refuse a split without images, or whose first or last image is not there."""
@@ -187,7 +207,7 @@ class ImageFiles(_Images):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """One image (3, H, W), float32, and its class."""
-        with Image.open(self.path(index)) as image:
+        with Image.open(self._path(index)) as image:
             pixels = image.convert("RGB")
         return self.transform(pixels), int(self.targets[index])
 

@@ -20,7 +20,7 @@ from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.nn.functional import threshold
 
-from lightning_robust.contracts import ContractError, check_integer
+from lightning_robust.contracts import ContractError, check_in_range, check_integer
 
 # Squared distances below this share of the data's squared extent are rounding errors of zero, so
 # points closer than 1e-7 of the extent count as equal.
@@ -494,6 +494,75 @@ def _proxy_silhouettes(points: Tensor, frame: _Frame, partitions: _Partitions) -
     return torch.cat(found, dim=1)
 
 
+def cluster_silhouettes(
+    points: Tensor,
+    assignment: Tensor,
+    *,
+    generator: torch.Generator,
+    exact_up_to: int = 20_000,
+    sample: int = 4_000,
+) -> Tensor:
+    """Mean silhouette of the members of each cluster.
+
+    Beyond `exact_up_to` points it is the mean over all members of the cheap silhouettes described
+    at `silhouette`, corrected by how far the exact ones of `sample` random points are from them.
+
+    Args:
+        points: (n, d) real and finite.
+        assignment: (n,) integers, the cluster of each point.
+        generator: Source of randomness of the sample; not used where the result is exact.
+        exact_up_to: Number of points up to which the result is exact.
+        sample: Number of points sampled beyond, at least 2.
+
+    Returns:
+        (k,) float64, in increasing order of cluster numbers; all 0 for a single cluster.
+
+    Raises:
+        ContractError: If an argument is not such a tensor or number.
+
+    Example:
+        >>> points = torch.tensor([[0.0], [1.0], [10.0], [10.0]])
+        >>> cluster_silhouettes(points, torch.tensor([0, 0, 1, 1]), generator=torch.Generator())
+        tensor([0.8944, 1.0000], dtype=torch.float64)
+    """
+    points = _checked(points)
+    assignment = _checked_ids("assignment", assignment, len(points))
+    check_integer("exact_up_to", exact_up_to, 0)
+    check_integer("sample", sample, 2)
+    return _by_cluster(points, assignment[None], generator, exact_up_to, sample)[0]
+
+
+def _by_cluster(
+    points: Tensor,
+    assignments: Tensor,
+    generator: torch.Generator,
+    exact_up_to: int = 20_000,
+    sample: int = 4_000,
+) -> list[Tensor]:
+    """Mean silhouette of each cluster, of each of several clusterings (m, n)."""
+    frame, partitions = _Frame.of(points), _Partitions.of(assignments.to(points.device))
+    n, drawn = len(points), torch.empty(0, dtype=torch.int64, device=points.device)
+    if n <= max(exact_up_to, sample):
+        order = torch.cat([tile.points for tile in partitions.tiles()])
+        values = torch.empty(assignments.shape, dtype=torch.float64, device=points.device)
+        values[:, order] = _all_silhouettes(points, frame, partitions)
+        missed = values[:, drawn]
+    else:
+        values = _proxy_silhouettes(points, frame, partitions)
+        drawn = torch.randperm(n, generator=generator, device=generator.device)
+        drawn = drawn[:sample].to(points.device)
+        missed = _some_silhouettes(points, frame, partitions, drawn) - values[:, drawn]
+    found = []
+    rows = zip(values, missed, partitions.labels, partitions.sizes, strict=True)
+    for value, correction, label, size in rows:
+        sums, missing = (torch.zeros(len(size), dtype=torch.float64).to(value) for _ in range(2))
+        counts = torch.bincount(label[drawn], minlength=len(size)).clamp(min=1)
+        sums.index_add_(0, label, value)
+        missing.index_add_(0, label[drawn], correction)
+        found.append(sums / size + missing / counts)
+    return found
+
+
 # --- clusters within classes ----------------------------------------------------------------------
 
 
@@ -624,6 +693,109 @@ def cluster_by_class(
     return ClassClusters(
         clusters, torch.tensor(classes, device=targets.device), silhouettes, numbers
     )
+
+
+def subclasses(
+    points: Tensor,
+    targets: Tensor,
+    *,
+    max_clusters: int = 10,
+    parts: int = 5,
+    min_share: float = 0.005,
+    generator: torch.Generator,
+    restarts: int = 10,
+) -> ClassClusters:
+    """GEORGE's clusters: their number by silhouette in each class, and then small ones split off.
+
+    Of 2 to `max_clusters` clusters a class takes the number with the largest silhouette, averaged
+    over the members of each cluster first and then over clusters, so that a small cluster counts
+    as much as a large one. Each cluster is then cut into `parts`. A part becomes a cluster of its
+    own if its mean silhouette, with all parts as clusters, is above 0 and above that of the cluster
+    it comes from, and if it has `min_share` of the class's examples; the other parts stay together.
+    So a small subclass that was hidden in a large cluster is found.
+
+    Args:
+        points: (n, d) real and finite.
+        targets: (n,) integers, the class of each example.
+        max_clusters: Largest number of clusters tried, at least 2.
+        parts: Into how many each cluster is cut; 1 leaves the clusters as they are.
+        min_share: Smallest share of its class, in [0, 1], that a part may have as a cluster.
+        generator: Source of randomness; one number is drawn from it.
+        restarts: See `kmeans`.
+
+    Returns:
+        The clusters. Silhouettes, by class label, are means over clusters, before the parts.
+
+    Raises:
+        ContractError: If an argument is not such a tensor or number.
+
+    References:
+        Sohoni et al., No subclass left behind, NeurIPS 2020, Section 4.1 and the appendix on
+        over-clustering.
+
+    Example:
+        >>> points = torch.tensor([[0.0], [0.1], [0.2], [5.0], [5.1], [5.2], [9.0], [9.1]])
+        >>> random = torch.Generator().manual_seed(0)
+        >>> found = subclasses(points, torch.zeros(8).long(), min_share=0.2, generator=random)
+        >>> found.num_clusters
+        {0: 3}
+    """
+    points = _checked(points)
+    targets = _checked_ids("targets", targets, len(points)).to(points.device)
+    check_integer("max_clusters", max_clusters, 2)
+    check_integer("parts", parts, 1)
+    check_in_range("min_share", min_share, 0, 1)
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    labels, counts = torch.unique(targets, return_counts=True)
+    clusters = torch.empty_like(targets)
+    classes: list[int] = []
+    silhouettes, numbers = {}, {}
+    by_class = targets.argsort(stable=True).split(counts.tolist())
+    for label, members in zip(labels.tolist(), by_class, strict=True):
+        child, own = _child(seed, label), points[members]
+        tried = sorted({max(1, min(k, len(own) - 1)) for k in range(2, max_clusters + 1)})
+        found = [one.assignment for one in _kmeans(own, tried, child, restarts)]
+        means = _by_cluster(own, torch.stack(found), child)
+        scores = [float(one.mean()) for one in means]
+        best = next(i for i, score in enumerate(scores) if score >= max(scores) - 1e-9)
+        assignment = found[best]
+        if parts > 1 and len(means[best]) > 1:
+            size = min_share * len(own)
+            assignment = _split_off(own, assignment, means[best], parts, size, child, restarts)
+        _, assignment = _by_size(assignment)
+        numbers[label] = int(assignment.max()) + 1
+        silhouettes[label] = scores[best]
+        clusters[members] = assignment + len(classes)
+        classes += [label] * numbers[label]
+    return ClassClusters(
+        clusters, torch.tensor(classes, device=targets.device), silhouettes, numbers
+    )
+
+
+def _split_off(
+    points: Tensor,
+    assignment: Tensor,
+    silhouettes: Tensor,
+    parts: int,
+    size: float,
+    generator: torch.Generator,
+    restarts: int,
+) -> Tensor:
+    """The clustering in which parts that stand out more than their clusters are clusters."""
+    cut = torch.empty_like(assignment)
+    origin: list[int] = []
+    for cluster in range(len(silhouettes)):
+        members = (assignment == cluster).nonzero().squeeze(1)
+        pieces = kmeans(points[members], parts, generator=generator, restarts=restarts).assignment
+        cut[members] = pieces + len(origin)
+        origin += [cluster] * (int(pieces.max()) + 1)
+    [of_parts] = _by_cluster(points, cut[None], generator)
+    bar = silhouettes[origin].clamp(min=0)
+    kept = (of_parts > bar) & (torch.bincount(cut) >= size)
+    names = torch.where(
+        kept, len(silhouettes) + torch.arange(len(kept)).to(cut), bar.new_tensor(origin).long()
+    )
+    return names[cut]
 
 
 def _child(seed: int, label: int) -> torch.Generator:

@@ -1,4 +1,4 @@
-"""Contrastive losses between groups, for fine-tuning vision-language models.
+"""Contrastive losses between groups, most of them for fine-tuning vision-language models.
 
 From chapter 7 of the thesis of Yu Yang (UCLA, 2024), after Yang et al., Mitigating Spurious
 Correlations in Multi-modal Models during Fine-tuning (ICML 2023, https://arxiv.org/abs/2304.03916).
@@ -187,6 +187,44 @@ def spurious_loss(
     same_group = alike & _equal("classes", classes, embeddings)
     identical = _identical(same_group, templates, embeddings)
     return _apart(embeddings, same_group if same == "group" else alike, identical, temperature)
+
+
+def prediction_contrast(
+    embeddings: Tensor, classes: Tensor, predictions: Tensor, *, temperature: float = 0.1
+) -> Tensor:
+    """Pulls a class together across what another model predicted, and classes apart within that.
+
+    Positives are of the same class and another prediction, negatives of another class and the same
+    prediction: correct-n-contrast (Zhang et al., ICML 2022), Section 4, whose supervised
+    contrastive loss is :func:`cross_group_loss`.
+
+    Args:
+        embeddings: (n, d).
+        classes: (n,) int64.
+        predictions: (n,) int64, of a model that relies on a spurious feature.
+        temperature: tau > 0.
+
+    Returns:
+        A scalar; see :func:`cross_group_loss`.
+
+    Raises:
+        ContractError: If the shapes do not fit or ``temperature`` is not positive.
+
+    Example:
+        >>> points = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
+        >>> classes, predictions = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0])
+        >>> prediction_contrast(points, classes, predictions, temperature=1.0)
+        tensor(0.0635)
+    """
+    alike = _equal("classes", classes, embeddings)
+    predicted_alike = _equal("predictions", predictions, embeddings)
+    return cross_group_loss(
+        embeddings,
+        embeddings,
+        alike & ~predicted_alike,
+        ~alike & predicted_alike,
+        temperature=temperature,
+    )
 
 
 def _apart(embeddings: Tensor, alike: Tensor, identical: Tensor, temperature: float) -> Tensor:

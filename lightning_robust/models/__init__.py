@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning_robust.models.biased import biased_logits, biased_losses
 from lightning_robust.models.classifier import Classifier, LanguageModel, SmallConvNet
 from lightning_robust.models.clip import Encoders, SpuriousAwareCLIP, open_clip_encoders
+from lightning_robust.models.first_stages import HeldOutLogits, ProxyTrajectories
 from lightning_robust.models.networks import (
     LeNet5,
     language_model,
@@ -13,7 +14,7 @@ from lightning_robust.models.networks import (
     torchvision_network,
 )
 from lightning_robust.models.proxy import loss_trajectories
-from lightning_robust.models.resnet20 import ResNet20
+from lightning_robust.models.resnet20 import ResNet20, ResNet32
 from lightning_robust.models.xrm import (
     XRM,
     CrossRisk,
@@ -27,9 +28,12 @@ __all__ = [
     "Classifier",
     "CrossRisk",
     "Encoders",
+    "HeldOutLogits",
     "LanguageModel",
     "LeNet5",
+    "ProxyTrajectories",
     "ResNet20",
+    "ResNet32",
     "SmallConvNet",
     "SpuriousAwareCLIP",
     "biased_logits",

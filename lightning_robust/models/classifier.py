@@ -163,7 +163,7 @@ class Classifier(LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer, and its schedule if it is not constant."""
         optimizer = make_optimizer(
-            self,
+            self.parameters(),
             self.optimizer,
             self.learning_rate,
             momentum=self.momentum,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import cos, pi
 from typing import Any, Literal, TypeAlias
 
@@ -15,7 +15,7 @@ ScheduleName: TypeAlias = Literal["constant", "linear", "cosine", "multistep"]
 
 
 def make_optimizer(
-    module: nn.Module,
+    parameters: Iterable[nn.Parameter],
     name: OptimizerName,
     learning_rate: float,
     *,
@@ -24,10 +24,10 @@ def make_optimizer(
     weight_decay: float = 0.0,
     decay_all: bool = True,
 ) -> Optimizer:
-    """SGD or AdamW over all parameters of a module.
+    """SGD or AdamW.
 
     Args:
-        module: Whose parameters.
+        parameters: All that are to be trained.
         name: ``"sgd"`` or ``"adamw"``, with AdamW's usual betas and epsilon.
         learning_rate: Step size.
         momentum: Of SGD.
@@ -37,14 +37,14 @@ def make_optimizer(
 
     Example:
         >>> settings = {"weight_decay": 1, "decay_all": False}
-        >>> optimizer = make_optimizer(nn.Linear(3, 2), "adamw", 0.1, **settings)
+        >>> optimizer = make_optimizer(nn.Linear(3, 2).parameters(), "adamw", 0.1, **settings)
         >>> [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups]
         [(1, 1), (1, 0.0)]
     """
-    groups: Any = module.parameters()
+    groups: Any = list(parameters)
     if not decay_all:
-        wide = [parameter for parameter in module.parameters() if parameter.ndim > 1]
-        flat = [parameter for parameter in module.parameters() if parameter.ndim <= 1]
+        wide = [parameter for parameter in groups if parameter.ndim > 1]
+        flat = [parameter for parameter in groups if parameter.ndim <= 1]
         groups = [{"params": wide}, {"params": flat, "weight_decay": 0.0}]
     if name == "adamw":
         return AdamW(groups, lr=learning_rate, weight_decay=weight_decay)

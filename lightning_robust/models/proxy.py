@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_robust.callbacks.loss_trajectory import LossTrajectory
-from lightning_robust.contracts import check_integer
+from lightning_robust.contracts import ContractError, check_integer
 from lightning_robust.models.xrm import alone, silent
 from lightning_robust.randomness import isolated
 
@@ -46,7 +46,7 @@ def loss_trajectories(
         settings: Further arguments of ``LossTrajectory``, such as ``every_n_steps``.
 
     Raises:
-        ContractError: As ``LossTrajectory``.
+        ContractError: As ``LossTrajectory``; or training ends before a loss is recorded.
 
     Example:
         >>> from lightning_robust.data import ColouredDigits
@@ -69,5 +69,10 @@ def loss_trajectories(
                 collate_fn=collate_fn,
                 generator=torch.Generator().manual_seed(seed),
             ),
+        )
+    if not recorder.losses:
+        raise ContractError(
+            f"the proxy trained for {epochs} epochs and no loss was recorded; lower every_n_steps "
+            f"or every_n_epochs, or train it for longer"
         )
     return recorder.trajectories

@@ -1,4 +1,4 @@
-"""The small residual network of CIFAR-10 (He et al., CVPR 2016, Section 4.2)."""
+"""The small residual networks of CIFAR-10 (He et al., CVPR 2016, Section 4.2)."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ class ResNet20(nn.Sequential):
 
     Args:
         num_classes: Number of classes C.
+        in_channels: Channels of the images.
 
     Shape:
-        Images (n, 3, H, W), H and W multiples of 4, to logits (n, C).
+        Images (n, in_channels, H, W), H and W multiples of 4, to logits (n, C).
 
     Example:
         >>> import torch
@@ -41,15 +42,42 @@ class ResNet20(nn.Sequential):
         (torch.Size([2, 10]), 269722)
     """
 
-    def __init__(self, num_classes: int = 10) -> None:
-        sizes = [(16, 16, 1)] * 3 + [(16, 32, 2)] + [(32, 32, 1)] * 2
-        sizes += [(32, 64, 2)] + [(64, 64, 1)] * 2
-        super().__init__(
-            nn.Conv2d(3, 16, 3, padding=1, bias=False),
-            nn.BatchNorm2d(16),
-            nn.ReLU(),
-            *(_Block(*size) for size in sizes),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(64, num_classes),
-        )
+    def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
+        super().__init__(*_layers(3, num_classes, in_channels))
+
+
+class ResNet32(nn.Sequential):
+    """Fifteen blocks of 16, 32 and 64 channels; 0.46 million parameters.
+
+    Args:
+        num_classes: Number of classes C.
+        in_channels: Channels of the images.
+
+    Shape:
+        Images (n, in_channels, H, W), H and W multiples of 4, to logits (n, C).
+
+    Example:
+        >>> import torch
+        >>> network = ResNet32(in_channels=1)
+        >>> network(torch.zeros(2, 1, 28, 28)).shape, sum(p.numel() for p in network.parameters())
+        (torch.Size([2, 10]), 463866)
+    """
+
+    def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
+        super().__init__(*_layers(5, num_classes, in_channels))
+
+
+def _layers(blocks: int, num_classes: int, in_channels: int) -> list[nn.Module]:
+    """Three times as many blocks, between a first convolution and the head."""
+    sizes = [(16, 16, 1)] * blocks
+    for channels in (32, 64):
+        sizes += [(channels // 2, channels, 2)] + [(channels, channels, 1)] * (blocks - 1)
+    return [
+        nn.Conv2d(in_channels, 16, 3, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        *(_Block(*size) for size in sizes),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, num_classes),
+    ]

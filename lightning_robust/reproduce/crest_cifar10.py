@@ -30,7 +30,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_robust import CRAIG, CREST, RandomSubset
-from lightning_robust.contracts import ContractError, check_choice, check_integer
+from lightning_robust.contracts import check_choice, check_integer
+from lightning_robust.data import CIFAR
 from lightning_robust.models.resnet20 import ResNet20
 from lightning_robust.models.xrm import alone, silent
 from lightning_robust.randomness import isolated
@@ -95,22 +96,12 @@ def load(data: Path) -> tuple[Images, Images]:
     Raises:
         ContractError: The files are not in the folder.
     """
-    from torchvision.datasets import CIFAR10
-
-    try:
-        splits = [CIFAR10(str(data), train=train) for train in (True, False)]
-    except RuntimeError as error:
-        raise ContractError(
-            f"data={str(data)!r} does not hold CIFAR-10 ({error}); unpack cifar-10-python.tar.gz "
-            "from https://www.cs.toronto.edu/~kriz/cifar.html there, so that it has a folder "
-            "cifar-10-batches-py, and give that folder's parent with --data"
-        ) from error
-    images = [torch.tensor(s.data).permute(0, 3, 1, 2).float() / 255 for s in splits]
+    splits = [CIFAR(data, split) for split in ("train", "test")]
+    images = [split.images.float() / 255 for split in splits]
     centre = images[0].mean((0, 2, 3), keepdim=True)
     scale = images[0].std((0, 2, 3), keepdim=True)
     train, test = (
-        Images((x - centre) / scale, torch.tensor(s.targets))
-        for x, s in zip(images, splits, strict=True)
+        Images((x - centre) / scale, s.targets) for x, s in zip(images, splits, strict=True)
     )
     return train, test
 

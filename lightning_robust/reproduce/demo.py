@@ -30,15 +30,20 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from lightning_robust import (
+    AFR,
     DFR,
     EIIL,
+    GEORGE,
     JTT,
     LDAM,
     MAT,
     PDE,
+    PGI,
+    SELF,
     SPARE,
     ULA,
     ClassBalance,
+    CnC,
     CVaRDRO,
     FocalLoss,
     GroupBalance,
@@ -72,6 +77,9 @@ TWIN_EPOCHS = 10
 """Epochs of XRM's twins and of ULA's biased network, whatever the number of epochs after them."""
 PDE_FACTOR = 11
 """PDE trains this many times the epochs, on 50 to 250 of the 1,200 images: less than the others."""
+
+TIMES_THE_EPOCHS = {"PDE": PDE_FACTOR, "GEORGE": 2}
+"""GEORGE clusters what a whole first training has made."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +147,11 @@ METHODS: dict[str, Callable[[Setting], list[Callback]]] = {
     "CVaRDRO": lambda at: [CVaRDRO(alpha=0.2)],
     "FocalLoss": lambda at: [FocalLoss(gamma=2.0)],
     "LDAM": lambda at: [LDAM(by="group", reweight_epoch=at.epochs * 4 // 5)],
+    "AFR": lambda at: [AFR(seed=at.seed)],
+    "SELF": lambda at: [SELF(seed=at.seed)],
+    "GEORGE": lambda at: [GEORGE(identification_epochs=at.epochs, seed=at.seed)],
+    "PGI": lambda at: [PGI(identification_epochs=3, seed=at.seed)],
+    "CnC": lambda at: [CnC(identification_epochs=3, seed=at.seed)],
 }
 """The callbacks of each method, made anew for each run."""
 
@@ -233,7 +246,8 @@ def train(
         method: A key of ``METHODS``.
         seed: Seed of data, initial weights and draws.
         correlation: Share of a class that wears its own colour in training.
-        epochs: Number of epochs of plain training; PDE has more, and shorter ones.
+        epochs: Number of epochs of plain training; PDE has more, and shorter ones, and GEORGE
+            trains twice.
 
     Raises:
         ContractError: If an argument is refused.
@@ -249,7 +263,7 @@ def train(
         trainer = Trainer(
             accelerator="cpu",
             devices=1,
-            max_epochs=PDE_FACTOR * epochs if method == "PDE" else epochs,
+            max_epochs=TIMES_THE_EPOCHS.get(method, 1) * epochs,
             callbacks=[
                 *callbacks,
                 GroupMetrics(stages=("val", "test")),

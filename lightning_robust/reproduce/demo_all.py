@@ -1,4 +1,4 @@
-"""All methods on coloured digits, at two correlations: worst group against average.
+"""All methods on coloured digits, at two correlations: worst group against average, and cost.
 
 Settings and quantities are those of :mod:`lightning_robust.reproduce.demo`; ``docs/demo.md`` has
 the table and says what was found.
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from math import inf
 from pathlib import Path
 from statistics import mean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -22,12 +22,14 @@ from lightning_robust.reproduce.demo import (
     Run,
     compare,
 )
-from lightning_robust.reproduce.report import check_run, write
+from lightning_robust.reproduce.report import check_run, save_figure, write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CORRELATIONS = (0.95, 0.9)
+
+Against: TypeAlias = Literal["average", "cost"]
 
 TOLD = {
     "targets only": (
@@ -45,6 +47,11 @@ TOLD = {
             "ULA",
             "CVaRDRO",
             "FocalLoss",
+            "AFR",
+            "SELF",
+            "GEORGE",
+            "PGI",
+            "CnC",
         ),
     ),
     "groups of the validation set": ("#7c3aed", ("DFR",)),
@@ -82,8 +89,8 @@ def run(
         correlations: Shares of a class that wear its own colour in training.
         epochs: Number of epochs of plain training.
         jobs: Runs at a time; what is found does not depend on it.
-        output: Folder for ``demo-all.json``, one entry a run, and ``demo-all.png``; ``None`` writes
-            nothing.
+        output: Folder for ``demo-all.json``, one entry a run, ``demo-all.png``, worst group against
+            average, and ``demo-all-cost.png``, against cost; ``None`` writes nothing.
 
     Raises:
         ContractError: If an argument is refused.
@@ -96,25 +103,28 @@ def run(
         print(flush=True)
     if output is not None:
         write("demo-all", runs, output, lambda figure: plot(runs, figure))
+        save_figure(output / "demo-all-cost.png", lambda figure: plot(runs, figure, "cost"))
     return runs
 
 
-def plot(runs: Sequence[Run], figure: Figure) -> None:
+def plot(runs: Sequence[Run], figure: Figure, against: Against = "average") -> None:
     """Draw a panel a correlation: a point a method, means over seeds, bars one deviation.
 
     Args:
         runs: What was trained.
         figure: An empty figure with constrained layout.
+        against: The other axis beside the worst group: the average, or the cost.
     """
     correlations = list(dict.fromkeys(run.correlation for run in runs))
-    figure.set_size_inches(7.0 * len(correlations), 5.8)
+    num_methods = len({run.method for run in runs})
+    figure.set_size_inches(7.0 * len(correlations), max(5.8, 1.5 + 0.26 * num_methods))
     panels = figure.subplots(1, len(correlations), squeeze=False)[0]
     num_seeds = len({run.seed for run in runs})
     figure.suptitle(
         f"Coloured digits: means over {num_seeds} seeds, bars one standard deviation", fontsize=12
     )
     for panel, correlation in zip(panels, correlations, strict=True):
-        _panel(panel, [run for run in runs if run.correlation == correlation])
+        _panel(panel, [run for run in runs if run.correlation == correlation], against)
         panel.set_title(f"{100 * correlation:g} % of each class in its own colour", fontsize=11)
     panels[0].set_ylabel("worst of 25 groups, % of its test images")
     methods = {run.method for run in runs}
@@ -124,14 +134,18 @@ def plot(runs: Sequence[Run], figure: Figure) -> None:
     panels[0].legend(title="The method is told", loc="upper left", frameon=False, fontsize=9)
 
 
-def _panel(panel: Any, runs: Sequence[Run]) -> None:
+def _panel(panel: Any, runs: Sequence[Run], against: Against) -> None:
     """One correlation; labels stand in a column beside the panel, tied to their points by lines."""
     colours = {method: colour for colour, those in TOLD.values() for method in those}
     methods = list(dict.fromkeys(run.method for run in runs))
     worst = [[100 * run.worst_group_acc for run in runs if run.method == m] for m in methods]
-    average = [[100 * run.acc for run in runs if run.method == m] for m in methods]
-    heights = apart([mean(values) for values in worst], gap=5.0, low=0.0, high=100.0)
-    for method, x, y, height in zip(methods, average, worst, heights, strict=True):
+    other = [
+        [run.cost if against == "cost" else 100 * run.acc for run in runs if run.method == m]
+        for m in methods
+    ]
+    gap = min(5.0, 100 / max(1, len(methods) - 1))
+    heights = apart([mean(values) for values in worst], gap=gap, low=0.0, high=100.0)
+    for method, x, y, height in zip(methods, other, worst, heights, strict=True):
         colour, point = colours[method], (mean(x), mean(y))
         panel.errorbar(
             *point, _deviation(y), _deviation(x), "o", color=colour, ms=6, elinewidth=0.8, zorder=3
@@ -154,18 +168,34 @@ def _panel(panel: Any, runs: Sequence[Run]) -> None:
                 "relpos": (0, 0.5),
             },
         )
-    # Of two methods that are nearly always right, one may be wrong twice as often as the other.
-    panel.set_xscale("function", functions=(_stretched, _unstretched))
-    panel.set_xticks([0, 20, 40, 60, 70, 80, 90, 95, 100])
-    low = min(mean(x) - _deviation(x) for x in average)
-    panel.set_xlim(max(0.0, low - 4), 100)
+    if against == "cost":
+        _cost_axis(panel, [mean(x) for x in other])
+    else:
+        _average_axis(panel, min(mean(x) - _deviation(x) for x in other))
     panel.set_ylim(-5, 105)
     panel.set_yticks(range(0, 101, 20))
-    panel.tick_params(length=0)
-    panel.set_xlabel("average, % of all test images")
+    panel.tick_params(length=0, which="both")
     panel.grid(color="#e5e7eb", lw=0.8)
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)
+
+
+def _average_axis(panel: Any, low: float) -> None:
+    # Of two methods that are nearly always right, one may be wrong twice as often as the other.
+    panel.set_xscale("function", functions=(_stretched, _unstretched))
+    panel.set_xticks([0, 20, 40, 60, 70, 80, 90, 95, 100])
+    panel.set_xlim(max(0.0, low - 4), 100)
+    panel.set_xlabel("average, % of all test images")
+
+
+def _cost_axis(panel: Any, costs: Sequence[float]) -> None:
+    low, high = min(costs), max(costs)
+    shown = [tick for tick in (0.25, 0.5, 1, 1.5, 2, 3, 5, 10) if low / 1.2 <= tick <= high * 1.2]
+    panel.set_xscale("log")
+    panel.set_xticks(shown, [f"{tick:g}" for tick in shown])
+    panel.minorticks_off()
+    panel.set_xlim(low / 1.25, high * 1.25)
+    panel.set_xlabel("cost, in plain trainings")
 
 
 def apart(

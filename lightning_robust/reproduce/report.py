@@ -85,12 +85,22 @@ def write(name: str, runs: Sequence[Any], output: Path, draw: Callable[[Figure],
         output: The folder.
         draw: Draws on an empty figure with constrained layout, and may set its size.
     """
-    from matplotlib.figure import Figure
-
     output.mkdir(parents=True, exist_ok=True)
     numbers, picture = output / f"{name}.json", output / f"{name}.png"
     numbers.write_text(json.dumps([asdict(run) for run in runs], indent=2) + "\n")
+    save_figure(picture, draw)
+    print(f"\nWrote {numbers} and {picture}")
+
+
+def save_figure(path: Path, draw: Callable[[Figure], object]) -> None:
+    """Write a PNG file.
+
+    Args:
+        path: The file.
+        draw: Draws on an empty figure with constrained layout, and may set its size.
+    """
+    from matplotlib.figure import Figure
+
     figure = Figure(layout="constrained", dpi=150)
     draw(figure)
-    figure.savefig(picture)
-    print(f"\nWrote {numbers} and {picture}")
+    figure.savefig(path)

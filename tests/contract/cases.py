@@ -19,11 +19,13 @@ from lightning_robust import (
     EIIL,
     EL2N,
     EPIC,
+    GEORGE,
     GLISTER,
     JTT,
     LDAM,
     MAT,
     PDE,
+    PGI,
     S2L,
     SELF,
     SPARE,
@@ -31,6 +33,7 @@ from lightning_robust import (
     ActivationClustering,
     AdversarialTraining,
     ClassBalance,
+    CnC,
     ConfidenceCurriculum,
     CVaRDRO,
     DeepKNN,
@@ -210,6 +213,31 @@ CASES: dict[type[Method], Case] = {
             lambda: DFR(num_refits=2),
             lambda: DFR(data="train", strength=1.0, num_refits=2, after_epochs=2),
         ),
+    ),
+    GEORGE: Case(
+        active=lambda: GEORGE(1, max_clusters=3, parts=2, step_size=0.5),
+        neutral=lambda: GEORGE(1, step_size=None, reinitialise=False),
+        keys=frozenset(f"george/num_clusters/{label}" for label in range(3)),
+        bad={"max_clusters": 1},
+        variants=(
+            lambda: GEORGE(
+                1, max_clusters=2, space="logits", step_size=None, balanced_sampling=True
+            ),
+        ),
+    ),
+    PGI: Case(
+        active=lambda: PGI(1, penalty=2.0),
+        neutral=lambda: PGI(1, penalty=0.0, balanced_sampling=False, reinitialise=False),
+        keys=frozenset({"pgi/hard_rate"}),
+        bad={"penalty": -1},
+        variants=(lambda: PGI(1, balanced_sampling=False, reinitialise=False),),
+    ),
+    CnC: Case(
+        active=lambda: CnC(1, contrast=0.7),
+        neutral=lambda: CnC(1, contrast=0.0, balanced_sampling=False, reinitialise=False),
+        keys=frozenset({"cnc/error_rate"}),
+        bad={"temperature": 0},
+        variants=(lambda: CnC(1, contrast=1.0, balanced_sampling=False, reinitialise=False),),
     ),
     # Each at its own time: two that replace the head at once are refused.
     AFR: Case(

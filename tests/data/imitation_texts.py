@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+from imitations import write_csv
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -19,12 +19,6 @@ TAGS = ("male", "female", "LGBTQ", "christian", "muslim", "other_religions", "bl
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "rude", "kind", "man", "is", "not", "two", "+")
 FEATURES = ("train_bert-base-uncased_128_mnli", "dev_bert-base-uncased_128_mnli")
 FEATURES += ("dev_bert-base-uncased_128_mnli-mm",)
-
-
-def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([header, *lines])
 
 
 def tokenizer(folder: Path) -> str:

@@ -122,6 +122,9 @@ def test_a_source_downloads_checks_and_unpacks(tmp_path, served):
     for file, checksum in (("/toys.zip", "0" * 32), ("/none.zip", md5)):
         with pytest.raises(ContractError, match=r"cannot be fetched .* by hand and unpack it"):
             source(file, checksum).download(tmp_path / "other")
+    with pytest.raises(ContractError, match=r"Toys cannot be fetched \(division by zero\)"):
+        Source("Toys", PAGE, PLACE, "CC0", fetch=lambda _: 1 / 0).download(tmp_path)
+    source("/none.zip", md5).download(tmp_path, unless=["a", "root/toys/toys.csv"])
     with pytest.raises(ContractError, match="no address that a program may fetch"):
         source(None, None).download(tmp_path / "root")
 

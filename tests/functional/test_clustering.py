@@ -18,10 +18,12 @@ from lightning_robust.functional.clustering import (
     choose_num_clusters,
     cluster_by_class,
     cluster_sampling_weights,
+    cluster_silhouettes,
     kmeans,
     matched_recall,
     sampling_powers,
     silhouette,
+    subclasses,
 )
 
 
@@ -682,3 +684,77 @@ def test_matched_recall_refuses_other_lengths() -> None:
     ids = torch.tensor([0, 1])
     with pytest.raises(ContractError, match=r"groups must be .* each of the 2 examples"):
         matched_recall(ids, ids[:1], ids)
+
+
+# --- silhouettes of clusters, and GEORGE's subclasses --------------------------------------------
+
+
+def sklearn_by_cluster(points: Tensor, assignment: Tensor) -> Tensor:
+    values = torch.tensor(silhouette_samples(points.double().numpy(), assignment.numpy()))
+    return torch.stack([values[assignment == c].mean() for c in assignment.unique()])
+
+
+@pytest.mark.parametrize("n", [60, 2000])
+def test_cluster_silhouettes_are_sklearns(n: int) -> None:
+    points, assignment = blobs(n, 4, 3), torch.randint(5, (n,), generator=seeded()) * 2
+    assignment[: n // 2] = (points[: n // 2, 0] > 0).long() * 2
+    found = cluster_silhouettes(points, assignment, generator=seeded())
+    torch.testing.assert_close(found, sklearn_by_cluster(points, assignment), rtol=0, atol=1e-5)
+
+
+def test_sampled_cluster_silhouettes_are_close_also_of_a_small_cluster() -> None:
+    points = torch.cat([blobs(3000, 3), 0.1 * normal(12, 2) + 30])
+    assignment = kmeans(points, 4, generator=seeded()).assignment
+    wanted = sklearn_by_cluster(points, assignment)
+    found = cluster_silhouettes(points, assignment, generator=seeded(), exact_up_to=0, sample=400)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_subclasses_follow_the_search_and_split_off_what_stands_out(seed: int) -> None:
+    """All candidates and all parts, by sklearn's silhouettes and a loop."""
+    points = torch.cat([blobs(150, 3, std=0.7, seed=seed), 0.05 * normal(8, 2, seed=seed)])
+    targets = torch.zeros(len(points), dtype=torch.int64)
+    found = subclasses(points, targets, max_clusters=4, parts=3, generator=seeded(seed))
+    # The search, with the draws that the function makes.
+    child = clustering._child(int(torch.randint(2**62, (), generator=seeded(seed))), 0)
+    tried = [one.assignment for one in clustering._kmeans(points, [2, 3, 4], child, 10)]
+    scores = [float(sklearn_by_cluster(points, one).mean()) for one in tried]
+    base = tried[scores.index(max(scores))]
+    assert found.silhouette[0] == pytest.approx(max(scores), abs=1e-5)
+    cut, origin = torch.empty_like(base), []
+    for cluster in range(int(base.max()) + 1):
+        members = [i for i in range(len(base)) if base[i] == cluster]
+        pieces = kmeans(points[members], 3, generator=child).assignment
+        for member, piece in zip(members, pieces.tolist(), strict=True):
+            cut[member] = len(origin) + piece
+        origin += [cluster] * 3
+    before, after = sklearn_by_cluster(points, base), sklearn_by_cluster(points, cut)
+    label = {}
+    for part, cluster in enumerate(origin):
+        stands_out = after[part] > max(float(before[cluster]), 0.0)
+        label[part] = 100 + part if stands_out else cluster
+    expected = [label[int(part)] for part in cut]
+    pairs = set(zip(expected, found.clusters.tolist(), strict=True))
+    assert len(pairs) == len(set(expected)) == found.num_clusters[0]
+
+
+def test_a_small_subclass_hidden_in_a_large_one_is_split_off() -> None:
+    large = torch.tensor([[0.0, 0.0], [40.0, 0.0]]).repeat_interleave(200, 0) + normal(400, 2)
+    hidden = torch.tensor([0.0, 9.0]) + 0.1 * normal(6, 2, seed=1)
+    points, targets = torch.cat([large, hidden]), torch.full((406,), 7)
+    options = {"max_clusters": 2, "generator": seeded()}
+    assert subclasses(points, targets, parts=1, **options).num_clusters == {7: 2}
+    found = subclasses(points, targets, **options)
+    assert torch.unique(found.clusters[400:]).numel() == 1
+    assert not torch.isin(found.clusters[:400], found.clusters[400:]).any()
+    too_small = subclasses(points, targets, min_share=0.1, **options)
+    assert torch.isin(too_small.clusters[400:], too_small.clusters[:400]).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_subclasses_of_few_or_equal_points(n: int) -> None:
+    targets = torch.tensor([3] * n + [1])
+    found = subclasses(torch.zeros(n + 1, 2), targets, generator=seeded())
+    assert found.num_clusters == {1: 1, 3: 1}
+    assert torch.equal(found.classes[found.clusters], targets)

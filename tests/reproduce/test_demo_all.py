@@ -47,7 +47,8 @@ def test_the_command_compares_all_methods_at_both_correlations(untrained, tmp_pa
     assert [(run["correlation"], run["method"], run["seed"]) for run in found] == list(
         itertools.product((0.95, 0.9), demo.METHODS, (0, 1))
     )
-    assert (tmp_path / "demo-all.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("demo-all.png", "demo-all-cost.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
     tables = capsys.readouterr().out.split("Coloured digits:")[1:]
     assert ["95 %" in tables[0], "90 %" in tables[1]] == [True, True]
     for table, method in itertools.product(tables, demo.METHODS):
@@ -124,8 +125,10 @@ def test_pde_adds_ten_times(monkeypatch):
     assert sorted(set(sizes)) == [50, 70]
 
 
-@pytest.mark.parametrize("worst", [0.6, 0.0, 0.95])
-def test_labels_do_not_overlap_and_stay_inside(worst):
+@pytest.mark.parametrize(
+    ("worst", "against"), [(0.6, "average"), (0.0, "average"), (0.95, "average"), (0.6, "cost")]
+)
+def test_labels_do_not_overlap_and_stay_inside(worst, against):
     figure = Figure(layout="constrained", dpi=100)
     runs = [
         replace(fake(method, seed, correlation=correlation), worst_group_acc=worst + 0.01 * seed)
@@ -133,7 +136,7 @@ def test_labels_do_not_overlap_and_stay_inside(worst):
         for method in demo.METHODS
         for seed in (0, 1)
     ]
-    demo_all.plot(runs, figure)
+    demo_all.plot(runs, figure, against)
     FigureCanvasAgg(figure).draw()
     assert len(figure.axes) == 2
     for panel in figure.axes:
@@ -167,6 +170,21 @@ def test_labels_are_moved_as_little_as_need_be(wishes, bounds):
         noise = 0.5 * torch.randn(len(wishes), generator=draw)
         other = [p + float(n) for p, n in zip(sorted(placed), noise, strict=True)]
         assert not allowed(other) or cost(other) >= cost(sorted(placed)) - 1e-9
+
+
+@pytest.mark.parametrize(
+    ("method", "epochs", "cost"),
+    [
+        ("ERM", 1, 1.0),
+        ("EIIL", 4, 1 + 1 / 12),  # one forward pass in four epochs
+        ("LfF", 1, 2.0),
+        ("MAT", 5, 1 + 2 * 10 / 5 + 2 / 15),  # twins for ten epochs, and one look by each
+        ("DFR", 2, 1 + 1000 / 7200),  # one look at the 1,000 validation images
+    ],
+)
+def test_costs_are_those_of_the_passes(method, epochs, cost):
+    """Within the look at one batch that a method may take before it begins."""
+    assert demo.train(method, 0, epochs=epochs).cost == pytest.approx(cost, abs=0.03)
 
 
 def test_jtt_keeps_its_promise_for_one_seed():
