@@ -15,7 +15,7 @@ from lightning_robust.cli import main
 from lightning_robust.data import ColouredDigits
 from lightning_robust.reproduce import demo
 
-QUANTITIES = {"worst_group_acc", "acc", "best_val_worst_group_acc", "seconds"}
+QUANTITIES = {"worst_group_acc", "acc", "best_val_worst_group_acc", "cost", "seconds"}
 
 
 def refusal(capsys, *arguments: str) -> str:

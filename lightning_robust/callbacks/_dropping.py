@@ -261,7 +261,8 @@ class _Baseline(_Periodic):
             _check_counts(counts)
         self.fraction = fraction
         self.counts = counts
-        self.clean_dataset = clean_dataset
+        if clean_dataset is not None:  # RandomDrop takes none
+            self.clean_dataset = clean_dataset
         super().__init__(warmup_epochs, interval, stop_epoch, head, seed)
 
     @abstractmethod
