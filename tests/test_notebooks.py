@@ -42,6 +42,16 @@ assert copies_left < 0.5
 """,
     "05_poisoning": "assert sum(fooled) >= 2\nassert 0 < len(dropped) < 300\n"
     "assert sum(accuracies_with_epic) >= sum(accuracies) - 4 * 0.05",
+    "07_your_own_data": """
+import json
+print(plain["test/worst_group_acc"], robust["test/worst_group_acc"])
+assert counts["01_red"] > 200 and min(counts.values()) < 5
+assert robust["test/worst_group_acc"] >= plain["test/worst_group_acc"] + 0.15
+assert robust["test/acc"] >= plain["test/acc"] + 0.1
+[found] = json.loads((root / "runs" / "sweep.json").read_text())
+worst = [run["worst_group_acc"] for run in found["runs"]]
+assert len(worst) == 2 and sum(worst) / 2 >= plain["test/worst_group_acc"] + 0.1
+""",
 }
 """What must hold at the end of each notebook, in its own words."""
 
