@@ -6,6 +6,7 @@ from lightning_robust.models.classifier import Classifier, SmallConvNet
 from lightning_robust.models.clip import Encoders, SpuriousAwareCLIP, open_clip_encoders
 from lightning_robust.models.proxy import loss_trajectories
 from lightning_robust.models.resnet20 import ResNet20
+from lightning_robust.models.sam import SAM
 from lightning_robust.models.xrm import (
     XRM,
     CrossRisk,
@@ -15,6 +16,7 @@ from lightning_robust.models.xrm import (
 )
 
 __all__ = [
+    "SAM",
     "XRM",
     "Classifier",
     "CrossRisk",
