@@ -21,8 +21,8 @@ from torch import nn
 
 from lightning_robust.data.synthetic import ParityBits
 from lightning_robust.models import Classifier
-from lightning_robust.reproduce.report import aligned, check_run, in_percent, mean_and_std, write
-from lightning_robust.reproduce.sweep import LearningRateSweep, Run, draw
+from lightning_robust.reproduce.report import check_run, write
+from lightning_robust.reproduce.sweep import LearningRateSweep, Run, draw, table
 
 PAPER = "accuracy, prunability and compressibility rise with the learning rate"
 """What the figure shows; it prints no number."""
@@ -87,31 +87,3 @@ def run(seeds: Sequence[int] = (0, 1, 2), *, output: Path | None = None) -> list
     if output is not None:
         write("lr-parity", runs, output, partial(draw, runs))
     return runs
-
-
-def table(runs: Sequence[Run]) -> str:
-    """What was measured at each learning rate, mean and standard deviation over seeds.
-
-    Example:
-        >>> print(table([Run(0.5, 0, False, 13, 1.0, 0.98, 7.5, 0.4, 0.6, 0.3, 9.0)]))
-        learning rate  unbiased accuracy  prunability  compressibility  class selectivity  epochs
-        0.5            98.0               7.50         0.400            0.300              13
-    """
-    heads = ["learning rate", "unbiased accuracy", "prunability", "compressibility"]
-    rows = [[*heads, "class selectivity", "epochs"]]
-    for rate in sorted({one.learning_rate for one in runs}):
-        here = [one for one in runs if one.learning_rate == rate and not one.diverged]
-        if not here:
-            rows.append([f"{rate:g}", "diverged", "", "", "", ""])
-            continue
-        rows.append(
-            [
-                f"{rate:g}",
-                in_percent([one.acc for one in here]),
-                mean_and_std([one.prunability for one in here], 2),
-                mean_and_std([one.compressibility for one in here], 3),
-                mean_and_std([one.class_selectivity for one in here], 3),
-                mean_and_std([one.epochs for one in here], 0),
-            ]
-        )
-    return aligned(rows)

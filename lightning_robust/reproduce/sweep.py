@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
@@ -10,24 +11,32 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_robust.contracts import check_integer, check_positive, targets_of
 from lightning_robust.functional.representation import (
+    attribution_entropy,
+    background_attribution,
     class_separation,
     compressibility,
+    conflicting_loss_ratio,
     logit_norm,
     prunability,
     selectivity,
 )
+from lightning_robust.models.attribution import integrated_gradients, require_captum
 from lightning_robust.models.xrm import silent
 from lightning_robust.randomness import generator, isolated
+from lightning_robust.reproduce.report import aligned, in_percent, mean_and_std
+from lightning_robust.sampling import RecordingBatchSampler
 from lightning_robust.steering import HeadHook, class_logits, find_head
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _EXAMPLES_AT_A_TIME = 1000
+_READER = "LearningRateSweep"
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,14 @@ class Run:
         class_separation: R^2 of the head's input.
         class_selectivity: Of the head's input, mean over neurons.
         logit_norm: Mean over examples.
+        bias_selectivity: Like ``class_selectivity``; NaN if the test set has no ``biases``.
+        attribution_entropy: Of integrated gradients, mean over examples; NaN if not asked for.
+        core_attribution: Share of the absolute integrated gradients where the core cue is, mean
+            over examples; NaN if not asked for, or the test set has no ``core``.
+        max_loss_ratio: The largest share that the bias-conflicting examples had in the loss of a
+            batch of training (Section 6); NaN if the training set has no ``biases``.
+        max_epoch_loss_ratio: The largest share that they had in the losses of an epoch.
+        setting: What runs of one line in a figure have in common.
     """
 
     learning_rate: float
@@ -60,6 +77,12 @@ class Run:
     class_separation: float
     class_selectivity: float
     logit_norm: float
+    bias_selectivity: float = math.nan
+    attribution_entropy: float = math.nan
+    core_attribution: float = math.nan
+    max_loss_ratio: float = math.nan
+    max_epoch_loss_ratio: float = math.nan
+    setting: str = ""
 
 
 class LearningRateSweep:
@@ -72,14 +95,21 @@ class LearningRateSweep:
         make: Makes the module for a learning rate. Its ``forward`` takes inputs and gives logits,
             its batches are pairs of inputs and targets; initial weights come from torch's
             generator, which is seeded.
-        train: Training set, with targets.
-        test: Test set, with targets.
+        train: Training set, with targets; with ``biases`` (n,), labels numbered like the classes,
+            the bias-conflicting loss ratio is recorded.
+        test: Test set, with targets; with ``biases`` bias selectivity is measured, and with
+            ``core``, bool of the shape of an input without its channels, how much of the
+            attributions falls on the core cue.
         batch_size: Of training.
         max_epochs: At most so many.
         head: Name of the module that returns the logits; ``None`` finds it.
+        attributed: For how many of the test examples, the first, integrated gradients of the
+            predicted class are computed; 0 leaves out what needs them, and captum.
+        setting: What to call these runs.
 
     Raises:
         ContractError: If an argument is refused.
+        ModuleNotFoundError: If attributions are asked for and captum is missing.
 
     Example:
         >>> from lightning_robust.data.synthetic import ParityBits
@@ -102,13 +132,19 @@ class LearningRateSweep:
         batch_size: int = 100,
         max_epochs: int = 500,
         head: str | None = None,
+        attributed: int = 0,
+        setting: str = "",
     ) -> None:
         check_integer("batch_size", batch_size, minimum=1)
         check_integer("max_epochs", max_epochs, minimum=1)
+        check_integer("attributed", attributed)
+        if attributed:
+            require_captum()
         self.make = make
         self.train, self.test = train, test
         self.batch_size, self.max_epochs = batch_size, max_epochs
         self.head = head
+        self.attributed, self.setting = attributed, setting
 
     def run(self, learning_rates: Sequence[float], seed: int = 0) -> list[Run]:
         """Train at each learning rate.
@@ -128,9 +164,9 @@ class LearningRateSweep:
     def _one(self, rate: float, seed: int) -> Run:
         order = generator(seed, "learning rate sweep: order")
         loader = DataLoader(self.train, self.batch_size, shuffle=True, generator=order)
-        watch = _Watch(self.train)
         with silent(), isolated(seed):
             module = self.make(rate)
+            watch = _Watch(self.train, loader, self._head(module))
             trainer = Trainer(
                 accelerator="cpu",
                 max_epochs=self.max_epochs,
@@ -144,10 +180,14 @@ class LearningRateSweep:
         module.eval()
         return self._measured(module, watch, rate, seed)
 
+    def _head(self, module: LightningModule) -> nn.Module:
+        _, head = find_head(module, int(targets_of(self.test).max()) + 1, head=self.head)
+        return head
+
     @torch.no_grad()
     def _measured(self, module: LightningModule, watch: _Watch, rate: float, seed: int) -> Run:
         targets = targets_of(self.test)
-        _, head = find_head(module, int(targets.max()) + 1, head=self.head)
+        head = self._head(module)
         name = next(name for name, child in module.named_modules() if child is head)
         parts: list[Tensor] = []
         hook = HeadHook(head)
@@ -155,7 +195,7 @@ class LearningRateSweep:
         with hook:
             logits = class_logits(_logits(module, self.test))
         features = torch.cat(parts)
-        values = dict.fromkeys(_MEASURES, float("nan"))
+        values = dict.fromkeys(_MEASURES, math.nan)
         if not watch.diverged:
             module._trainer = None  # a copy of the module is pruned, and none of the Trainer
             kept = prunability(module, lambda one: _accuracy(one, self.test), head=name)
@@ -165,7 +205,10 @@ class LearningRateSweep:
                 "class_separation": float(class_separation(features, targets)),
                 "class_selectivity": float(selectivity(features, targets).mean()),
                 "logit_norm": float(logit_norm(logits).mean()),
+                **self._attributions(module),
             }
+            if (biases := _biases(self.test)) is not None:
+                values["bias_selectivity"] = float(selectivity(features, biases).mean())
         return Run(
             learning_rate=rate,
             seed=seed,
@@ -173,8 +216,24 @@ class LearningRateSweep:
             epochs=watch.epochs,
             train_acc=_accuracy(module, self.train),
             acc=float((logits.argmax(1) == targets).float().mean()),
+            max_loss_ratio=watch.largest,
+            max_epoch_loss_ratio=watch.largest_of_epochs,
+            setting=self.setting,
             **values,
         )
+
+    def _attributions(self, module: LightningModule) -> dict[str, float]:
+        if not self.attributed:
+            return {}
+        loader = DataLoader(self.test, self.attributed, generator=torch.Generator())
+        maps = integrated_gradients(module, next(iter(loader))[0])
+        found = {"attribution_entropy": float(attribution_entropy(maps).nanmean())}
+        core: Tensor | None = getattr(self.test, "core", None)
+        if core is not None:
+            elsewhere = (~core).expand(len(maps), *core.shape)
+            shares = background_attribution(maps, elsewhere)
+            found["core_attribution"] = float(1 - shares.nanmean())
+        return found
 
 
 _MEASURES = (
@@ -186,27 +245,82 @@ _MEASURES = (
 )
 
 
-class _Watch(Callback):
-    """Ends the training where there is nothing left to fit, or nothing left to hope."""
+def _biases(dataset: Dataset[Any]) -> Tensor | None:
+    """The bias label of each example (n,), where a data set has them."""
+    biases: Tensor | None = getattr(dataset, "biases", None)
+    return biases
 
-    def __init__(self, train: Dataset[Any]) -> None:
+
+class _Watch(Callback):
+    """Ends the training where there is nothing left to fit, or nothing left to hope.
+
+    On the way it records how much of the loss is that of bias-conflicting examples.
+
+    Args:
+        train: The training set.
+        loader: What plays it.
+        head: The module that returns the logits.
+    """
+
+    def __init__(self, train: Dataset[Any], loader: DataLoader[Any], head: nn.Module) -> None:
         self._train = train
         self.diverged = False
         self.epochs = 0
+        self.largest = self.largest_of_epochs = math.nan
+        self._targets, self._biases = targets_of(train), _biases(train)
+        self._hook = HeadHook(head)
+        self._recording = RecordingBatchSampler.put_in(loader, _READER)
+        self._logits: Tensor | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._biases is not None:
+            self._hook.attach(pl_module)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._of_epoch = torch.zeros(2)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._logits = None
+        self._hook.readers[:] = [self._read]
+
+    def _read(self, features: Tensor, logits: Tensor) -> None:
+        if self._logits is None:  # an optimiser may run the batch again, at other weights
+            self._logits = class_logits(logits)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._hook.readers.clear()
+        indices = torch.tensor(self._recording.next_batch(_READER))
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if not bool(loss.isfinite()):
             self.diverged = trainer.should_stop = True
+        elif self._biases is not None and self._logits is not None:
+            targets = self._targets[indices]
+            losses = F.cross_entropy(self._logits, targets, reduction="none")
+            conflicting = self._biases[indices] != targets
+            ratio = float(conflicting_loss_ratio(losses, conflicting))
+            self.largest = _larger(self.largest, ratio)
+            self._of_epoch += torch.stack([losses[conflicting].sum(), losses.sum()])
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.epochs += 1
+        ratio = float(self._of_epoch[0] / self._of_epoch[1])
+        self.largest_of_epochs = _larger(self.largest_of_epochs, ratio)
         pl_module.eval()
         if not self.diverged and _accuracy(pl_module, self._train) == 1:
             trainer.should_stop = True
         pl_module.train()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._hook.detach()
+
+
+def _larger(so_far: float, value: float) -> float:
+    """The larger of two numbers of which either may be NaN."""
+    return value if math.isnan(so_far) or value > so_far else so_far
 
 
 def _logits(network: nn.Module, dataset: Dataset[Any]) -> Tensor:
@@ -220,31 +334,124 @@ def _accuracy(network: nn.Module, dataset: Dataset[Any]) -> float:
     return float((predicted == targets_of(dataset)).float().mean())
 
 
-def draw(runs: Sequence[Run], figure: Figure) -> None:
-    """Accuracy, prunability, compressibility and selectivity over the learning rate.
+# --- what was measured ----------------------------------------------------------------------------
 
-    Points are means over seeds, bars standard deviations; diverged runs are left out.
+_SHOWN = {
+    "acc": "unbiased accuracy",
+    "prunability": "prunability",
+    "compressibility": "compressibility",
+    "class_selectivity": "class selectivity",
+    "bias_selectivity": "bias selectivity",
+    "core_attribution": "core attribution",
+    "attribution_entropy": "attribution entropy",
+    "max_loss_ratio": "max loss ratio",
+}
+_DIGITS = {"prunability": 2, "attribution_entropy": 2, "max_loss_ratio": 2, "core_attribution": 2}
+
+
+def table(runs: Sequence[Run]) -> str:
+    """What was measured at each learning rate, mean and standard deviation over seeds.
+
+    Diverged runs are left out of the means; columns are left out that nothing was measured for.
+
+    Example:
+        >>> print(table([Run(0.5, 0, False, 13, 1.0, 0.98, 7.5, 0.4, 0.6, 0.3, 9.0)]))
+        learning rate  unbiased accuracy  prunability  compressibility  class selectivity  epochs
+        0.5            98.0               7.50         0.400            0.300              13
     """
-    panels = {
-        "acc": ("unbiased accuracy (%)", "#2563eb", 100),
-        "prunability": ("prunability (sum of 9)", "#c2410c", 1),
-        "compressibility": ("compressibility", "#047857", 1),
-        "class_selectivity": ("class selectivity", "#7c3aed", 1),
-    }
-    figure.set_size_inches(11, 2.8)
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    shown = {name: head for name, head in _SHOWN.items() if _measured(runs, name)}
+    settings = list(dict.fromkeys(one.setting for one in runs))
+    named = settings != [""]
+    unfitted = any(one.train_acc < 1 for one in runs if not one.diverged)
+    heads = ["setting"] * named + ["learning rate"] + ["train accuracy"] * unfitted
+    rows = [[*heads, *shown.values(), "epochs"]]
+    for setting, rate in _lines(runs):
+        of_rate = [one for one in runs if (one.setting, one.learning_rate) == (setting, rate)]
+        here = [one for one in of_rate if not one.diverged]
+        row = [setting] * named + [f"{rate:g}"]
+        if not here:
+            row += ["diverged", *[""] * (unfitted + len(shown))]
+        else:
+            row += [in_percent([one.train_acc for one in here])] * unfitted
+            for name in shown:
+                values = [getattr(one, name) for one in here]
+                row.append(
+                    in_percent(values)
+                    if name == "acc"
+                    else mean_and_std(values, _DIGITS.get(name, 3))
+                )
+            row.append(mean_and_std([one.epochs for one in here], 0))
+            if len(here) < len(of_rate):
+                row[-1] += f" ({len(of_rate) - len(here)} of {len(of_rate)} diverged)"
+        rows.append(row)
+    return aligned(rows)
+
+
+def _measured(runs: Sequence[Run], name: str) -> bool:
+    return name == "acc" or any(not math.isnan(getattr(one, name)) for one in runs)
+
+
+def _lines(runs: Sequence[Run]) -> list[tuple[str, float]]:
+    """Settings in their own order, and the learning rates of each, rising."""
+    settings = list(dict.fromkeys(one.setting for one in runs))
+    pairs = {(one.setting, one.learning_rate) for one in runs}
+    return sorted(pairs, key=lambda pair: (settings.index(pair[0]), pair[1]))
+
+
+_PANELS = {
+    "acc": ("unbiased accuracy (%)", 100),
+    "prunability": ("prunability (sum of 9)", 1),
+    "compressibility": ("compressibility", 1),
+    "class_selectivity": ("class selectivity", 1),
+    "bias_selectivity": ("bias selectivity", 1),
+    "core_attribution": ("attribution to the core cue (%)", 100),
+    "attribution_entropy": ("attribution entropy (nats)", 1),
+    "max_loss_ratio": ("largest share of conflicting\nexamples in a batch's loss (%)", 100),
+}
+_COLOURS = ("#2563eb", "#c2410c", "#047857", "#7c3aed", "#64748b", "#b45309", "#be185d", "#0e7490")
+
+
+def draw(runs: Sequence[Run], figure: Figure) -> None:
+    """Each measure over the learning rate, a line a setting.
+
+    Points are means over seeds, bars standard deviations; diverged runs are left out, and so are
+    panels of what was not measured.
+    """
     finished = [one for one in runs if not one.diverged]
-    rates = sorted({one.learning_rate for one in finished})
-    for axis, (name, (label, colour, scale)) in zip(axes, panels.items(), strict=True):
-        values = [
-            [scale * getattr(one, name) for one in finished if one.learning_rate == rate]
-            for rate in rates
-        ]
-        spread = [stdev(each) if len(each) > 1 else 0.0 for each in values]
-        axis.errorbar(rates, [mean(each) for each in values], spread, color=colour, marker="o")
+    panels = {name: panel for name, panel in _PANELS.items() if _measured(finished, name)}
+    columns = min(4, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure.set_size_inches(2.75 * columns, 2.8 * rows)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    settings = list(dict.fromkeys(one.setting for one in finished))
+    every = sorted({one.learning_rate for one in finished})
+    for place, (axis, (name, (label, scale))) in enumerate(zip(axes, panels.items(), strict=False)):
+        for number, setting in enumerate(settings):
+            rates = [rate for line, rate in _lines(finished) if line == setting]
+            values = [
+                [
+                    scale * getattr(one, name)
+                    for one in finished
+                    if (one.setting, one.learning_rate) == (setting, rate)
+                ]
+                for rate in rates
+            ]
+            axis.errorbar(
+                rates,
+                [mean(each) for each in values],
+                [stdev(each) if len(each) > 1 else 0.0 for each in values],
+                color=_COLOURS[(place if len(settings) == 1 else number) % len(_COLOURS)],
+                marker="o",
+                markersize=4,
+                label=setting if place == 0 and len(settings) > 1 else None,
+            )
         axis.set_xscale("log")
-        axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        axis.set_xticks(every, [f"{rate:g}" for rate in every], fontsize=9)
         axis.minorticks_off()
         axis.set_xlabel("learning rate")
-        axis.set_title(label, fontsize=11)
+        axis.set_title(label, fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
+    if len(settings) > 1:
+        figure.legend(frameon=False, loc="outside upper center", ncols=min(5, len(settings)))

@@ -13,7 +13,7 @@ from lightning_robust.contracts import ContractError
 from lightning_robust.data.synthetic import ParityBits
 from lightning_robust.models import Classifier
 from lightning_robust.reproduce import lr_parity, lr_proposition1
-from lightning_robust.reproduce.sweep import LearningRateSweep, Run, draw
+from lightning_robust.reproduce.sweep import LearningRateSweep, Run, draw, table
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +74,7 @@ def test_a_sweep_is_drawn_without_the_diverged():
     draw([whole, lost], figure := Figure())
     assert figure.axes[0].get_title() == "unbiased accuracy (%)"
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["0.1"]
-    assert "diverged" in lr_parity.table([whole, lost])
+    assert "diverged" in table([whole, lost])
 
 
 def test_a_large_learning_rate_is_robust_on_parity_bits():
