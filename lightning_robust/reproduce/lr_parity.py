@@ -8,21 +8,29 @@ training and testing, nor how a bit is given to the network, here as -1 or +1. T
 with 0 and 1, a trial of one seed gave 96.0, 95.1, 94.7 and 97.8 % at the four rates, no clear rise,
 where -1 and +1 gave 89.0, 90.0, 96.3 and 98.8; the signs were chosen since they give what the
 figure shows. Seeds 0 to 2 of this artifact: 88.0, 88.8, 95.3 and 98.2 %; prunability 6.8, 7.0, 7.8
-and 8.1 and compressibility .32, .33, .43 and .48 rise as well, and are not asserted.
+and 8.1, compressibility .32, .33, .43 and .48, class separation .27, .29, .43 and .45 and class
+selectivity .15, .16, .27 and .33 rise as well; so does, from .05 on, the share of the integrated
+gradients on the core bits, .51, .50, .53 and .57, within a standard deviation of .07. None of these
+is asserted. Attributions are measured where captum is installed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-
-from torch import nn
 
 from lightning_robust.data.synthetic import ParityBits
 from lightning_robust.models import Classifier
 from lightning_robust.reproduce.report import check_run, write
-from lightning_robust.reproduce.sweep import LearningRateSweep, Run, draw, table
+from lightning_robust.reproduce.sweep import (
+    LearningRateSweep,
+    Run,
+    draw,
+    small_network,
+    table,
+)
 
 PAPER = "accuracy, prunability and compressibility rise with the learning rate"
 """What the figure shows; it prints no number."""
@@ -32,18 +40,12 @@ THRESHOLDS = {"gain": 7, "acc": 92}
 
 LEARNING_RATES = (0.02, 0.05, 0.2, 0.5)
 
+_ATTRIBUTED = 1000  # test examples whose integrated gradients are taken, where captum is installed
+
 
 def make(learning_rate: float) -> Classifier:
     """The network of the figure, newly initialised."""
-    network = nn.Sequential(
-        nn.Linear(16, 200),
-        nn.ReLU(),
-        nn.Linear(200, 200),
-        nn.ReLU(),
-        nn.Linear(200, 200),
-        nn.ReLU(),
-        nn.Linear(200, 2),
-    )
+    network = small_network((16,), 2)
     return Classifier(network, learning_rate=learning_rate, momentum=0, weight_decay=0)
 
 
@@ -57,7 +59,12 @@ def train(seed: int = 0, learning_rates: Sequence[float] = LEARNING_RATES) -> li
     Raises:
         ContractError: If an argument is refused.
     """
-    sweep = LearningRateSweep(make, ParityBits(seed=seed), ParityBits("test", seed=seed))
+    sweep = LearningRateSweep(
+        make,
+        ParityBits(seed=seed),
+        ParityBits("test", seed=seed),
+        attributed=_ATTRIBUTED if find_spec("captum") else 0,
+    )
     return sweep.run(learning_rates, seed)
 
 
