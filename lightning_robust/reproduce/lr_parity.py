@@ -17,19 +17,16 @@ is asserted. Attributions are measured where captum is installed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from lightning_robust.data.synthetic import ParityBits
 from lightning_robust.models import Classifier
-from lightning_robust.reproduce.report import check_run, write
 from lightning_robust.reproduce.sweep import (
     LearningRateSweep,
     Run,
-    draw,
-    small_network,
-    table,
+    fully_connected,
+    reproduced,
 )
 
 PAPER = "accuracy, prunability and compressibility rise with the learning rate"
@@ -45,7 +42,7 @@ _ATTRIBUTED = 1000  # test examples whose integrated gradients are taken, where 
 
 def make(learning_rate: float) -> Classifier:
     """The network of the figure, newly initialised."""
-    network = small_network((16,), 2)
+    network = fully_connected(16, 2)
     return Classifier(network, learning_rate=learning_rate, momentum=0, weight_decay=0)
 
 
@@ -80,17 +77,4 @@ def run(seeds: Sequence[int] = (0, 1, 2), *, output: Path | None = None) -> list
         ContractError: If there is no seed.
         ModuleNotFoundError: If ``output`` is given and matplotlib is missing.
     """
-    check_run(seeds, output)
-    runs = []
-    for seed in seeds:
-        for rate in LEARNING_RATES:
-            runs += train(seed, [rate])
-            print(
-                f"learning rate {rate:<5g} seed {seed}   accuracy {100 * runs[-1].acc:5.1f} after "
-                f"{runs[-1].epochs} epochs",
-                flush=True,
-            )
-    print(f"\n{table(runs)}\n\nPaper: {PAPER}.")
-    if output is not None:
-        write("lr-parity", runs, output, partial(draw, runs))
-    return runs
+    return reproduced("lr-parity", train, LEARNING_RATES, PAPER, seeds, output)

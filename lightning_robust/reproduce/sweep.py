@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,13 @@ from lightning_robust.models.attribution import integrated_gradients, require_ca
 from lightning_robust.models.sam import SAM
 from lightning_robust.models.xrm import silent
 from lightning_robust.randomness import generator, isolated
-from lightning_robust.reproduce.report import aligned, in_percent, mean_and_std
+from lightning_robust.reproduce.report import (
+    aligned,
+    check_run,
+    in_percent,
+    mean_and_std,
+    write,
+)
 from lightning_robust.sampling import RecordingBatchSampler
 from lightning_robust.steering import (
     HeadHook,
@@ -63,8 +70,9 @@ class Run:
     Args:
         learning_rate: Of the whole training.
         seed: Of initial weights and order.
-        diverged: The loss became NaN or infinite, which ended the training; accuracies are those
-            of the network as it was then, and the rest is NaN.
+        diverged: The loss became NaN or infinite, or the logits the same for all examples, which
+            ended the training; accuracies are those of the network as it was then, and what is
+            measured after training is NaN.
         epochs: Trained.
         train_acc: On the training set, a fraction.
         acc: On the test set, a fraction: the unbiased accuracy, if bias and class are independent.
@@ -101,12 +109,42 @@ class Run:
     max_epoch_loss_ratio: float = math.nan
     setting: str = "plain"
 
+    def __str__(self) -> str:
+        """A line about the run.
+
+        Example:
+            >>> print(Run(0.5, 0, False, 13, 1.0, 0.98, 7.5, 0.4, 0.6, 0.3, 9.0))
+            plain, learning rate 0.5, seed 0: accuracy 98.0, of training 100.0, after 13 epochs
+        """
+        figures = f"accuracy {100 * self.acc:.1f}, of training {100 * self.train_acc:.1f}, "
+        return (
+            f"{self.setting}, learning rate {self.learning_rate:g}, seed {self.seed}: "
+            f"{'diverged ' if self.diverged else figures}after {self.epochs} epochs"
+        )
+
+
+def fully_connected(width: int, num_classes: int) -> nn.Sequential:
+    """The paper's network of Figure 3: three hidden layers of 200, ReLU.
+
+    Args:
+        width: Of the inputs, which are flattened.
+        num_classes: C.
+
+    Example:
+        >>> fully_connected(16, 2)(torch.zeros(3, 4, 4)).shape
+        torch.Size([3, 2])
+    """
+    layers: list[nn.Module] = [nn.Flatten()]
+    for before, after in pairwise((width, 200, 200, 200)):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(200, num_classes))
+
 
 def small_network(shape: Sequence[int], num_classes: int) -> nn.Sequential:
     """A small ReLU network for inputs of a shape.
 
     Args:
-        shape: (d,): the paper's three hidden layers of 200; (channels, height, width): two
+        shape: (d,): :func:`fully_connected`; (channels, height, width): two
             convolutions (16 and 32 channels, 3x3), each with max-pooling, and a hidden layer of 64.
         num_classes: C.
 
@@ -118,11 +156,7 @@ def small_network(shape: Sequence[int], num_classes: int) -> nn.Sequential:
         torch.Size([2, 10])
     """
     if len(shape) == 1:
-        widths = (shape[0], 200, 200, 200)
-        layers: list[nn.Module] = []
-        for width, wider in pairwise(widths):
-            layers += [nn.Linear(width, wider), nn.ReLU()]
-        return nn.Sequential(*layers, nn.Linear(200, num_classes))
+        return fully_connected(shape[0], num_classes)
     if len(shape) != 3 or min(shape[1:]) < 4:
         raise ContractError(
             "the small network takes inputs of shape (d,), or (channels, height, width) with at "
@@ -213,7 +247,8 @@ class LearningRateSweep:
     """Trains a module at each learning rate until it fits its training set, and measures it.
 
     A run ends when all training examples are classified correctly, after ``max_epochs``, or, as
-    diverged, at the first loss that is not finite.
+    diverged, at the first loss that is not finite, or when all training examples have the same
+    logits: then neurons are dead for good.
 
     The learning rate is constant: schedules of the module are left out. Where its optimiser has
     several groups of parameters the largest of their rates is what is swept, and the others keep
@@ -493,9 +528,12 @@ class _Watch(Callback):
             ratio = float(self._of_epoch[0] / self._of_epoch[1])
             self.largest_of_epochs = _larger(self.largest_of_epochs, ratio)
         pl_module.eval()
-        if not self.diverged and _accuracy(pl_module, self._train) == 1:
-            trainer.should_stop = True
+        logits = class_logits(_logits(pl_module, self._train))
         pl_module.train()
+        dead = len(logits) > 1 and bool((logits == logits[0]).all())
+        self.diverged = self.diverged or dead
+        if self.diverged or bool((logits.argmax(1) == self._targets).all()):
+            trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._steering.detach()
@@ -520,6 +558,43 @@ def _device(network: nn.Module) -> torch.device:
 def _accuracy(network: nn.Module, dataset: Dataset[Any]) -> float:
     predicted = class_logits(_logits(network, dataset)).argmax(1)
     return float((predicted == targets_of(dataset)).float().mean())
+
+
+def reproduced(
+    name: str,
+    train: Callable[[int, Sequence[float]], list[Run]],
+    learning_rates: Sequence[float],
+    paper: str,
+    seeds: Sequence[int],
+    output: Path | None,
+) -> list[Run]:
+    """What the artifacts about learning rates do: train, print a table, and draw it.
+
+    Args:
+        name: The artifact's name on the command line.
+        train: Trains with a seed at learning rates.
+        learning_rates: Each > 0.
+        paper: What the paper says.
+        seeds: Of data, initial weights and order.
+        output: Folder for ``<name>.json`` and ``<name>.png``, made if need be; ``None`` writes
+            nothing.
+
+    Raises:
+        ContractError: If there is no seed.
+        ModuleNotFoundError: If ``output`` is given and matplotlib is missing.
+    """
+    check_run(seeds, output)
+    runs: list[Run] = []
+    for seed in seeds:
+        for rate in learning_rates:
+            found = train(seed, [rate])
+            runs += found
+            for one in found:
+                print(one, flush=True)
+    print(f"\n{table(runs)}\n\nPaper: {paper}.")
+    if output is not None:
+        write(name, runs, output, partial(draw, runs))
+    return runs
 
 
 # --- what was measured ----------------------------------------------------------------------------

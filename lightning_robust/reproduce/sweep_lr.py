@@ -145,7 +145,7 @@ def run(
                 if (sweep.setting.name, float(rate), seed) not in done:
                     found += sweep.run([rate], seed)
                     _write(output, found, same)
-                    _say(found[-1])
+                    print(found[-1], flush=True)
     print(f"\n{table(found)}")
     if all(one.diverged for one in found):
         print("\nAll runs diverged: nothing to draw. Take smaller learning rates.")
@@ -153,19 +153,6 @@ def run(
     save_figure(output / "sweep-lr.png", partial(draw, found))
     print(f"\nWrote {output / 'sweep-lr.csv'} and {output / 'sweep-lr.png'}")
     return found
-
-
-def _say(one: Run) -> None:
-    figures = (
-        "diverged"
-        if one.diverged
-        else f"accuracy {100 * one.acc:5.1f}, of training {100 * one.train_acc:5.1f}"
-    )
-    print(
-        f"{one.setting}, learning rate {one.learning_rate:g}, seed {one.seed}: {figures}, after "
-        f"{one.epochs} epochs",
-        flush=True,
-    )
 
 
 # --- model and data by name -----------------------------------------------------------------------

@@ -13,7 +13,7 @@ from torch import nn
 from lightning_robust.contracts import ContractError
 from lightning_robust.data.synthetic import ParityBits
 from lightning_robust.models import Classifier
-from lightning_robust.reproduce import lr_parity, lr_proposition1
+from lightning_robust.reproduce import lr_digits, lr_moonstar, lr_parity, lr_proposition1
 from lightning_robust.reproduce.sweep import LearningRateSweep, Run, Setting, draw, table
 
 
@@ -51,6 +51,19 @@ def test_a_sweep_ends_runs_that_fit_and_runs_that_diverge():
     assert lost.diverged
     assert lost.epochs == 1
     assert math.isnan(lost.prunability)
+
+
+def test_a_run_whose_neurons_died_is_lost():
+    def dead(learning_rate: float) -> Classifier:
+        module = make(learning_rate)
+        nn.init.constant_(module.network[0].bias, -100.0)
+        return module
+
+    sweep = a_sweep(max_epochs=40)
+    sweep.make = dead
+    [lost] = sweep.run([0.1])
+    assert lost.diverged
+    assert lost.epochs == 1
 
 
 def test_a_sweep_repeats_itself():
@@ -253,6 +266,20 @@ def test_thresholds_of_the_benchmark():
     )
     assert large - small >= lr_parity.THRESHOLDS["gain"], (small, large)
     assert large >= lr_parity.THRESHOLDS["acc"]
+
+
+def test_moons_and_stars_are_told_by_more_than_their_place():
+    [one] = lr_moonstar.train(0, [0.5])
+    assert one.train_acc == 1
+    assert one.acc > 0.75  # by the place alone it would be half
+    assert one.class_selectivity > one.bias_selectivity
+
+
+def test_more_conflicting_digits_teach_more():
+    few, many = lr_digits.train(0, [0.2])
+    assert [few.setting, many.setting] == ["2.5 % conflicting", "10 % conflicting"]
+    assert few.train_acc == many.train_acc == 1
+    assert many.acc > few.acc > 0.1
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -43,7 +43,7 @@ def test_a_command_that_was_killed_goes_on_and_gives_the_same(tmp_path, monkeypa
     assert main(["sweep-lr", "--output", str(whole), *FEW, *rates]) == 0
     printed = capsys.readouterr().out
     assert "momentum 0.9, learning rate 0.1, seed 4" in printed
-    assert "learning rate 1e+30, seed 0: diverged, after 1 epochs" in printed
+    assert "learning rate 1e+30, seed 0: diverged after 1 epochs" in printed
     assert (whole / "sweep-lr.png").read_bytes().startswith(b"\x89PNG")
     keys = [(row["setting"], row["learning_rate"], row["seed"]) for row in rows(whole)]
     each = [(s, r) for s in ("plain", "momentum 0.9") for r in ("0.1", "1e+30")]
