@@ -132,6 +132,14 @@ def small(monkeypatch, words, parser):
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # set by the command; monkeypatch takes it away
 
 
+def in_two_epochs(config: dict) -> None:
+    """Shorten first stages, which train before the two steps."""
+    for callback in config["trainer"]["callbacks"]:
+        for value in callback.get("init_args", {}).values():
+            if isinstance(value, dict) and "epochs" in value.get("init_args", {}):
+                value["init_args"]["epochs"] = 2
+
+
 @pytest.mark.filterwarnings(
     "ignore:.*and training ends then",
     "ignore:XRM finds one group",
@@ -142,6 +150,7 @@ def test_a_recipe_trains_for_two_steps(recipe, roots, small, tmp_path, monkeypat
     data = kind(recipe)
     text = (ROOT / f"{recipe}.yaml").read_text(encoding="utf-8")
     config = yaml.safe_load(text.replace("every_n_steps: 500", "every_n_steps: 1"))
+    in_two_epochs(config)
     words = [f"--data.root={roots[data]}", "--data.batch_size=12", "--data.num_workers=0"]
     if data.removesuffix("DataModule") in IMAGE_FILES:
         words.append("--data.image_size=16")
