@@ -73,9 +73,10 @@ intersphinx_mapping = {
 def place_of(name):
     """Where the pages describe a name of the menu."""
     module = getattr(lightning_robust, name).__module__
-    if module.startswith(CALLBACKS):
-        return "std", "doc", f"/methods/{module.removeprefix(CALLBACKS)}"
-    top = module.startswith("lightning_robust.auditing")
+    page = module.removeprefix(CALLBACKS)
+    if (DOCS / "methods" / f"{page}.md").exists():
+        return "std", "doc", f"/methods/{page}"
+    top = name == "Method" or module.startswith("lightning_robust.auditing")
     return "py", "obj", f"lightning_robust.{name}" if top else f"{module}.{name}"
 
 

@@ -13,12 +13,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics import Metric
 
-from lightning_robust.callbacks._base import LoaderTap
+from lightning_robust.callbacks._taps import LoaderTap
 from lightning_robust.contracts import (
     ContractError,
     Groups,
     GroupsLike,
     check_choice,
+    names_in_keys,
     resolve_groups,
     targets_of,
 )
@@ -70,7 +71,8 @@ class GroupMetrics(Callback):
         group frequencies, as GroupDRO and WILDS report; once the training groups are known),
         ``<stage>/group_gap``, ``<stage>/group_acc/<group name>``; for each of ``metrics``
         ``<stage>/worst_group_<name>`` and ``<stage>/group_<name>/<group name>``. A group without
-        examples is NaN, and is left out of the rest.
+        examples is NaN, and is left out of the rest. Names are as in
+        :func:`~lightning_robust.contracts.names_in_keys`.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -361,6 +363,7 @@ class _Meter:
         self.stage = stage
         self._recording = RecordingBatchSampler.put_in(loader)
         self._groups = groups
+        self._names = names_in_keys(groups.names)
         self._annotations = torch.stack([targets, groups.ids])
         self._extra = extra
         self._seen = 0
@@ -432,6 +435,4 @@ class _Meter:
         return value
 
     def _by_group(self, key: str, each: Tensor) -> dict[str, Tensor]:
-        return {
-            f"{key}/{name}": value for name, value in zip(self._groups.names, each, strict=True)
-        }
+        return {f"{key}/{name}": value for name, value in zip(self._names, each, strict=True)}
