@@ -38,7 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
     options: list[str] = []
-    if arguments[:1] == ["audit"]:  # --model.NAME=VALUE and --data.NAME=VALUE are anyone's
+    if arguments[:1] in (
+        ["audit"],
+        ["sweep-lr"],
+    ):  # --model.NAME=VALUE and --data.NAME=VALUE are anyone's
         options = [word for word in arguments if word.startswith(("--model.", "--data."))]
         arguments = [word for word in arguments if word not in options]
     if arguments[:1] in (["fit"], ["test"]):  # LightningCLI reads the rest, --help included
@@ -51,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if chosen.command == "audit":
         return _audit(chosen, parser, options)
+    if chosen.command == "sweep-lr":
+        return _sweep_lr(chosen, parser, options)
     commands = {"demo": _demo, "reproduce": _reproduce, "poison-eval": _poison_eval}
     return commands[chosen.command](chosen, parser)
 
@@ -273,7 +278,82 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument(
         "--inferred", type=Path, metavar="FILE", help="what XRM found, saved by CrossRisk.save"
     )
+    rates = commands.add_parser(
+        "sweep-lr",
+        help="train over a grid of learning rates: robustness, compressibility, what is learned",
+        description="Trains a model at each learning rate until it fits its training set, and "
+        "measures accuracy on the test set, prunability, compressibility, class separation and "
+        "selectivity: a table and a figure. Each of the options from --momentum to --asam trains "
+        "at all learning rates with each of its values besides. Diverged runs are stopped. Started "
+        "again after a crash, it goes on. Without --model and --data it trains a small network on "
+        "parity bits.",
+        epilog="Arguments of the model's and the data's class are given as in fit: "
+        "--model.network=package.Network --data.seed=1",
+    )
+    rates.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="write sweep-lr.csv and sweep-lr.png into this folder",
+    )
+    rates.add_argument(
+        "--model",
+        metavar="NAME",
+        help="class path of a LightningModule or torch module, or timm:NAME",
+    )
+    rates.add_argument(
+        "--data",
+        default="parity",
+        metavar="NAME",
+        help="parity (the default), colored-mnist, corrupted-cifar10, double-mnist, mnist-cifar, "
+        "moon-star, the class path of a LightningDataModule, or of a data set that is made with a "
+        "split, or a folder of images (train/, test/)",
+    )
+    rates.add_argument(
+        "--learning-rates",
+        type=_numbers,
+        default="0.02,0.05,0.1,0.2,0.5",
+        metavar="R[,R...]",
+        help="(default: %(default)s)",
+    )
+    rates.add_argument(
+        "--batch-size",
+        type=_integers,
+        default="100",
+        metavar="N[,N...]",
+        help="the first is that of all other runs (default: 100)",
+    )
+    for name, what in {
+        "momentum": "momentum of SGD",
+        "l1": "factors of the sum of absolute weights",
+        "l2": "weight decays",
+        "focal": "gammas of the focal loss",
+        "sam": "radii of sharpness-aware minimisation, such as 0.05",
+        "asam": "radii of its adaptive form, such as 0.5",
+    }.items():
+        rates.add_argument(f"--{name}", type=_numbers, default=[], metavar="V[,V...]", help=what)
+    rates.add_argument("--max-epochs", type=int, default=500, metavar="N", help="(default: 500)")
+    rates.add_argument(
+        "--seeds",
+        type=_seeds,
+        default="1",
+        metavar="N[,N...]",
+        help="one number N: the seeds 0 to N - 1; several, as in 0,4,7: those (default: 1)",
+    )
+    rates.add_argument("--head", metavar="NAME", help="the module that returns the logits")
+    rates.add_argument(
+        "--accelerator", default="cpu", choices=["cpu", "gpu", "auto"], help="(default: cpu)"
+    )
     return parser
+
+
+def _numbers(text: str) -> list[float]:
+    return list(dict.fromkeys(float(word) for word in _names(text)))
+
+
+def _integers(text: str) -> list[int]:
+    return list(dict.fromkeys(int(word) for word in _names(text)))
 
 
 def _names(text: str) -> list[str]:
@@ -391,6 +471,35 @@ def _sweep(chosen: argparse.Namespace, words: list[str], parser: argparse.Argume
     settings = {k: v for k, v in vars(chosen).items() if k not in ("command", "config", "output")}
     try:
         sweep(chosen.config, chosen.output, **settings, words=words)
+    except ContractError as error:
+        parser.error(str(error))
+    except ModuleNotFoundError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _sweep_lr(
+    chosen: argparse.Namespace, parser: argparse.ArgumentParser, options: Sequence[str]
+) -> int:
+    from lightning_robust.contracts import ContractError
+    from lightning_robust.reproduce import sweep_lr
+
+    compared = ("momentum", "l1", "l2", "focal", "sam", "asam")
+    batch_size, *others = chosen.batch_size or [100]
+    settings = {
+        name: value
+        for name, value in vars(chosen).items()
+        if name not in ("command", "output", "batch_size", *compared)
+    }
+    try:
+        sweep_lr.run(
+            chosen.output,
+            **settings,
+            batch_size=batch_size,
+            compared={"batch_size": others} | {name: getattr(chosen, name) for name in compared},
+            options=options,
+        )
     except ContractError as error:
         parser.error(str(error))
     except ModuleNotFoundError as error:

@@ -19,7 +19,7 @@ from lightning_robust.auditing.sources import (
     data_from,
     image_transform,
     model_from,
-    value_of,
+    options_of,
 )
 from lightning_robust.contracts import ContractError, check_integer, targets_of
 from lightning_robust.models.classifier import Classifier, SmallConvNet
@@ -75,7 +75,7 @@ def run(
             "--model is needed: a class path, as in package.module.Class, or timm:NAME"
         )
     sys.path.insert(0, os.getcwd())  # as `python -m` has it: the user's own modules
-    of_model, of_data = (_options(options, f"--{kind}.") for kind in ("model", "data"))
+    of_model, of_data = (options_of(options, f"--{kind}.") for kind in ("model", "data"))
     transform = _Transform()  # what a folder's images go through hangs on the model
     found, data_name, class_names = data_from(data, of_data, transform)
     network = (
@@ -114,18 +114,6 @@ class _Transform:
 
     def __call__(self, picture: Any) -> Any:
         return self.chosen(picture)
-
-
-def _options(words: Sequence[str], prefix: str) -> dict[str, Any]:
-    """``--model.NAME=VALUE`` by name."""
-    found = {}
-    for word in words:
-        if word.startswith(prefix):
-            name, equals, value = word.removeprefix(prefix).partition("=")
-            if not equals or not name.isidentifier():
-                raise ContractError(f"{word!r} must be {prefix}NAME=VALUE")
-            found[name] = value_of(value)
-    return found
 
 
 def _num_classes(data: Data) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,26 @@ def value_of(text: str) -> Any:
             return text
         return found() if isinstance(found, type) and issubclass(found, nn.Module) else found
     return text
+
+
+def options_of(words: Sequence[str], prefix: str) -> dict[str, Any]:
+    """Options such as ``--model.NAME=VALUE`` by name, those of one prefix.
+
+    Raises:
+        ContractError: One of them is something else.
+
+    Example:
+        >>> options_of(["--model.width=3", "--data.seed=1"], "--model.")
+        {'width': 3}
+    """
+    found = {}
+    for word in words:
+        if word.startswith(prefix):
+            name, equals, value = word.removeprefix(prefix).partition("=")
+            if not equals or not name.isidentifier():
+                raise ContractError(f"{word!r} must be {prefix}NAME=VALUE")
+            found[name] = value_of(value)
+    return found
 
 
 def imported(path: str) -> Any:

@@ -353,6 +353,7 @@ class ParityBits(Dataset[tuple[Tensor, int]]):
         biases: (n,) int64, b.
         groups: (n,) int64, ``2 * target + bias``.
         group_names: ``"y=0,b=0"`` and so on.
+        core: (num_core + num_spurious + num_noise,) bool, which are core bits.
 
     Raises:
         ContractError: If an argument is refused.
@@ -387,6 +388,7 @@ class ParityBits(Dataset[tuple[Tensor, int]]):
         check_bool("signed", signed)
         draw = generator(seed, f"parity bits: {split}")
         width = num_core + num_spurious + num_noise
+        self.core = torch.arange(width) < num_core
         bits = torch.randint(2, (num_examples, width), generator=draw)
         self.targets = bits[:, :num_core].sum(1) % 2
         conflicts = torch.rand(num_examples, generator=draw) < (

@@ -20,6 +20,7 @@ from lightning_robust.models.networks import (
 )
 from lightning_robust.models.proxy import loss_trajectories
 from lightning_robust.models.resnet20 import ResNet20, ResNet32
+from lightning_robust.models.sam import SAM
 from lightning_robust.models.xrm import (
     XRM,
     CrossRisk,
@@ -29,6 +30,7 @@ from lightning_robust.models.xrm import (
 )
 
 __all__ = [
+    "SAM",
     "XRM",
     "BiasedLogits",
     "BiasedLosses",

@@ -11,6 +11,8 @@ ARTIFACTS: dict[str, str] = {
     "it-fig4a": "lightning_robust.reproduce.it_fig4a",
     "it-fig6": "lightning_robust.reproduce.it_fig6",
     "it-svm": "lightning_robust.reproduce.it_svm",
+    "lr-digits": "lightning_robust.reproduce.lr_digits",
+    "lr-moonstar": "lightning_robust.reproduce.lr_moonstar",
     "lr-parity": "lightning_robust.reproduce.lr_parity",
     "lr-proposition1": "lightning_robust.reproduce.lr_proposition1",
     "mat-fig1": "lightning_robust.reproduce.mat_fig1",

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    Subset,
+)
 
 from lightning_robust import AnnotatedDataset, ContractError, GroupMetrics, RepresentationMonitor
 from lightning_robust.callbacks.representation_monitor import _Meter
@@ -139,6 +151,54 @@ def test_examples_repeated_to_fill_up_ranks_count_once_and_ranks_add_up():
     found = {f"representation/{name}": float(metric.compute()) for name, metric in one.items()}
     whole = expected(module)
     assert found == pytest.approx({key: whole[key] for key in found}, rel=1e-4)
+
+
+def monitored(**settings) -> dict[str, float]:
+    """What two epochs log; Lightning shuffles on two ranks, but the one batch holds all."""
+    train = DataLoader(Subset(VAL, range(16)), batch_size=16 // settings.get("devices", 1))
+    val = DataLoader(VAL, batch_size=8 // settings.get("devices", 1))
+    trainer = a_trainer(RepresentationMonitor(BIAS), **settings)
+    trainer.fit(module := Module(), train, val)
+    logged = {k: float(v) for k, v in trainer.callback_metrics.items()}
+    return logged | {"first weight": float(module.head.weight.detach()[0, 0])}
+
+
+RANK = """
+import sys
+import torch
+sys.path.insert(0, sys.argv[1])
+torch.set_num_threads(1)
+from test_representation_monitor import monitored
+torch.save(monitored(devices=2, strategy="ddp"), sys.argv[2])
+"""
+
+
+def test_two_processes_log_what_one_logs(tmp_path):
+    """After training that is the same, too; of 23 validation examples one is seen twice."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    paths = [str(Path(__file__).parents[2]), *sys.path]
+    common = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    common |= {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    files = [tmp_path / f"{rank}.pt" for rank in range(2)]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(Path(__file__).parent), str(file)],
+            env=os.environ | common | {"LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank, file in enumerate(files)
+    ]
+    for rank in ranks:
+        output, _ = rank.communicate(timeout=300)
+        assert rank.returncode == 0, output
+    first, second = (torch.load(file, weights_only=True) for file in files)
+    assert first == second
+    assert len(first) == 9
+    assert first == pytest.approx(monitored(), rel=1e-4)
 
 
 def test_refuses_before_the_first_step():

@@ -560,7 +560,9 @@ CASES: dict[type[Method], Case] = {
 METHODS: list[type[Method]] = [
     entry
     for name in lightning_robust.__all__
-    if isinstance(entry := getattr(lightning_robust, name), type) and issubclass(entry, Method)
+    if isinstance(entry := getattr(lightning_robust, name), type)
+    and issubclass(entry, Method)
+    and entry is not Method
 ]
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_robust.contracts import ContractError
-from lightning_robust.models.attribution import grad_cam
+from lightning_robust.models.attribution import grad_cam, integrated_gradients
 from lightning_robust.models.clip import Encoders, SpuriousAwareCLIP
 from lightning_robust.randomness import isolated
 
@@ -105,3 +105,22 @@ def test_a_missing_captum_is_named_with_its_extra(monkeypatch, images):
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     with pytest.raises(ModuleNotFoundError, match=r"lightning-robust\[attribution\]"):
         grad_cam(cnn(), images, CLASSES, nn.Identity())
+
+
+def test_integrated_gradients_are_complete_and_those_of_a_fine_path(images):
+    """They sum to the difference of the logits; and against a sum over 1,000 points by hand."""
+    pytest.importorskip("captum")
+    model = cnn().double()
+    images = images.double()
+    found = integrated_gradients(model, images, torch.tensor([2, 0, 1]), steps=300)
+    total = model(images) - model(torch.zeros_like(images))
+    expected = total[torch.arange(3), torch.tensor([2, 0, 1])]
+    torch.testing.assert_close(found.sum((1, 2, 3)), expected.detach(), rtol=1e-2, atol=1e-3)
+    path = ((torch.arange(1000) + 0.5) / 1000).double()[:, None, None, None]
+    points = (path * images[0]).requires_grad_()
+    [slopes] = torch.autograd.grad(model(points)[:, 2].sum(), points)
+    torch.testing.assert_close(found[0], slopes.mean(0) * images[0], rtol=1e-2, atol=1e-3)
+    predicted = model(images).argmax(1)
+    torch.testing.assert_close(
+        integrated_gradients(model, images), integrated_gradients(model, images, predicted)
+    )
