@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import pkgutil
 import re
+import subprocess
+import sys
 from collections import Counter
 from importlib import import_module
 from pathlib import Path
@@ -110,3 +112,13 @@ def test_python_blocks_run_one_after_the_other(page, tmp_path, monkeypatch):
     session: dict[str, object] = {}
     for number, block in enumerate(blocks, start=1):
         exec(compile(block, f"{page}.md, Python block {number}", "exec"), session)
+
+
+@pytest.mark.slow
+def test_the_pages_are_built_without_warnings(tmp_path):
+    pytest.importorskip("furo", reason="needs the extra docs")
+    pytest.importorskip("myst_nb", reason="needs the extra docs")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", DOCS, tmp_path]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    assert (tmp_path / "methods" / "spare.html").is_file()
