@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import pkgutil
 import re
+from collections import Counter
 from importlib import import_module
 from pathlib import Path
 
@@ -39,8 +40,8 @@ def submodules(package: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def described() -> set[int]:
-    """Identities of all objects that a directive on some page describes."""
+def described() -> Counter[object]:
+    """How often each public object is described, on all pages together."""
     found: list[object] = []
     for text in TEXTS.values():
         for package in re.findall(r"^%modules (\S+) :members:", text, re.MULTILINE):
@@ -54,13 +55,18 @@ def described() -> set[int]:
                 if ":members:" in options and attribute.islower()
                 else [getattr(import_module(module), attribute)]
             )
-    return {id(one) for one in found}
+    return Counter(found)
 
 
 @pytest.mark.parametrize("room", [f"lightning_robust{room}" for room in ROOMS])
 def test_everything_public_is_described(room, described):
-    missing = [one.__name__ for one in members(room) if id(one) not in described]
+    missing = [one.__name__ for one in members(room) if one not in described]
     assert not missing, f"add them to a page of docs/api or docs/methods: {missing}"
+
+
+def test_nothing_is_described_twice(described):
+    twice = [getattr(one, "__name__", one) for one, times in described.items() if times > 1]
+    assert not twice, f"one of the two wants :no-index: below it: {twice}"
 
 
 @pytest.mark.parametrize("name", lightning_robust.__all__)
