@@ -5,6 +5,14 @@ moons and stars of which 10 % in training, and half in testing, are not in the q
 kind. 2,000 images of 24 by 24 pixels, the paper's fully connected network of Figure 3, plain SGD
 with batches of 100 and a constant learning rate until all training examples are classified
 correctly.
+
+**It reproduces in part.** There is little to gain, since at every rate the network tells shapes
+apart wherever they are. Of the rates .02, .05, .1, .2, .5 and 1 accuracy is 97.4, 97.3, 97.1, 97.3,
+97.9 and 97.8 % (means of seeds 0 to 2, standard deviation .6 to 1.1): flat up to .2, and higher at
+.5 on each seed, by .3 to .9 points over .02. Class separation is .88 to .89 up to .2, then .92,
+class selectivity .58 to .59, then .64, and bias selectivity .13, then .11. Prunability does not
+change, 8.9 of 9, nor does compressibility, .48 to .49. At 1 all but accuracy scatters: class
+separation is .56, .95 and .90.
 """
 
 from __future__ import annotations

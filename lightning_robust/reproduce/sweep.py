@@ -85,9 +85,10 @@ class Run:
         attribution_entropy: Of integrated gradients, mean over examples; NaN if not asked for.
         core_attribution: Share of the absolute integrated gradients where the core cue is, mean
             over examples; NaN if not asked for, or the test set has no ``core``.
-        max_loss_ratio: The largest share that the bias-conflicting examples had in the loss of a
-            batch of training (Section 6); NaN if the training set has no ``biases``.
-        max_epoch_loss_ratio: The largest share that they had in the losses of an epoch.
+        max_loss_ratio: The largest share that the bias-conflicting examples had in the
+            cross-entropy of a batch of training (Section 6); NaN if the training set has no
+            ``biases``.
+        max_epoch_loss_ratio: The largest share that they had in that of an epoch.
         setting: What runs of one line in a figure have in common.
     """
 
@@ -674,7 +675,7 @@ _PANELS = {
     "max_loss_ratio": ("largest share of conflicting\nexamples in a batch's loss (%)", 100),
 }
 _LINES = ("-", "--", ":")
-_COLOURS = ("#2563eb", "#c2410c", "#047857", "#7c3aed", "#64748b", "#b45309", "#be185d", "#0e7490")
+_COLOURS = ("#2563eb", "#c2410c", "#047857", "#7c3aed", "#64748b", "#ca8a04", "#be185d", "#0e7490")
 
 
 def draw(runs: Sequence[Run], figure: Figure) -> None:

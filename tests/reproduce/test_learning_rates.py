@@ -275,6 +275,7 @@ def test_moons_and_stars_are_told_by_more_than_their_place():
     assert one.class_selectivity > one.bias_selectivity
 
 
+@pytest.mark.slow
 def test_more_conflicting_digits_teach_more():
     few, many = lr_digits.train(0, [0.2])
     assert [few.setting, many.setting] == ["2.5 % conflicting", "10 % conflicting"]

@@ -111,6 +111,27 @@ def test_models_and_data_by_name(tmp_path):
         )
 
 
+def test_a_folder_of_images_is_measured_on_its_test_split(tmp_path):
+    from PIL import Image
+
+    for split, count in (("train", 3), ("val", 1), ("test", 2)):
+        for label in ("cat", "dog"):
+            (folder := tmp_path / split / label).mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (8, 8)).save(folder / f"{number}.png")
+    train, test = sweep_lr._splits(str(tmp_path), {})
+    assert (len(train), len(test)) == (6, 4)
+    assert train.targets == [0, 0, 0, 1, 1, 1]
+    assert train[0][0].shape == (3, 224, 224)
+
+
+class Collated(Data):
+    """Its batches are made by a function of its own."""
+
+    def train_dataloader(self):
+        return DataLoader(ParityBits(num_examples=9), collate_fn=lambda items: items)
+
+
 def test_refuses_what_it_cannot_do(tmp_path, capsys):
     def refusal(*words: str) -> str:
         with pytest.raises(SystemExit):
@@ -118,6 +139,7 @@ def test_refuses_what_it_cannot_do(tmp_path, capsys):
         return capsys.readouterr().err
 
     assert "parity" in refusal("--data", "parrot")
+    assert "collate_fn" in refusal("--data", f"{__name__}.Collated", "--data.size=3")
     assert "'none.of.Such'" in refusal("--model", "none.of.Such")
     assert "Mine" in refusal("--model", f"{__name__}.Mine")
     assert "learning_rates" in refusal("--learning-rates", "-1")
