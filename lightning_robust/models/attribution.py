@@ -50,6 +50,7 @@ def grad_cam(
             "captum is not installed; install the extra 'attribution': "
             "pip install 'lightning-robust[attribution]'"
         ) from error
+    images = images.detach().requires_grad_()  # or nothing of a frozen encoder has a gradient
     maps = []
     with torch.enable_grad(), _as_picture(layer, grid) as picture:
         attribution: Any = LayerGradCam(model, picture)

@@ -189,6 +189,17 @@ class SpuriousAwareCLIP(LightningModule):
         """Embeddings (n, d) of images, of length 1."""
         return functional.normalize(self.image_projection(self._features(images)), dim=1)
 
+    def unnormalised(self) -> nn.Sequential:
+        """Encoder, projection and head in one: inner products with the classes' texts (n, C).
+
+        They predict the same classes as the logits, which divide them by the length of the image's
+        embedding, and are what to explain. A cosine does not change with that length: where only
+        pooling and projection follow a layer, what speaks for a class and what speaks against it
+        cancel in every image, and so some place always speaks for every class.
+        """
+        self._refresh_head()
+        return nn.Sequential(self.image_encoder, self.image_projection, self.head)
+
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """The sum of the chosen losses."""
         terms = self._terms(batch)

@@ -146,6 +146,15 @@ def test_zero_shot_logits_are_cosines_with_the_mean_text_of_each_class():
         torch.testing.assert_close(model(images), expected / 0.2)
 
 
+def test_unnormalised_logits_are_the_logits_times_the_length_of_the_embedding():
+    model, images = tiny_model().eval(), Birds().images
+    with torch.no_grad():
+        model.text_projection.weight.mul_(torch.arange(1.0, 6.0).unsqueeze(1))  # after the head
+        inner = model.unnormalised()(images)
+        lengths = model.image_projection(model.image_encoder(images)).norm(dim=1, keepdim=True)
+        torch.testing.assert_close(inner, model(images) * lengths)
+
+
 def test_group_metrics_measure_it(tmp_path):
     data, model = Birds(), tiny_model()
     loader = DataLoader(data, batch_size=7)
