@@ -159,6 +159,12 @@ def rank_attributes(
             f"{len(attribute_names)} names"
         )
     num_classes = len(class_names)
+    if predictions.shape != targets.shape or predictions.is_floating_point():
+        raise ContractError(
+            f"predictions must be predicted classes, of the shape {tuple(targets.shape)} of "
+            f"targets, got {tuple(predictions.shape)} of {predictions.dtype}; of logits take "
+            "argmax(1)"
+        )
     table = accuracy_discrepancy(
         predictions == targets, targets, attributes, num_classes, min_count=min_count
     )
@@ -224,7 +230,7 @@ def soft_iou(maps: Tensor, boxes: Tensor) -> Tensor:
         (...), in [0, 1]; 0 where both are empty.
 
     Raises:
-        ContractError: If height and width differ.
+        ContractError: If height and width differ, or values are outside [0, 1].
 
     Example:
         >>> soft_iou(torch.tensor([[1.0, 0.5], [0.0, 0.5]]), torch.tensor([[1, 1], [0, 0]]))
@@ -236,6 +242,13 @@ def soft_iou(maps: Tensor, boxes: Tensor) -> Tensor:
             f"{tuple(boxes.shape)}: resize the maps to the images"
         )
     boxes = boxes.to(maps.dtype)
+    for name, values in {"maps": maps, "boxes": boxes}.items():
+        if values.numel() and not bool(((values >= 0) & (values <= 1)).all()):
+            raise ContractError(
+                f"{name} must be in [0, 1], got values from {float(values.min()):g} to "
+                f"{float(values.max()):g}: of a map take the positive part and divide it by its "
+                "largest value, and a box is 1 inside"
+            )
     union = torch.maximum(maps, boxes).sum((-2, -1))
     return torch.minimum(maps, boxes).sum((-2, -1)) / union.where(union > 0, 1)
 
@@ -262,7 +275,12 @@ def adjusted_iou(maps: Tensor, boxes: Tensor, targets: Tensor) -> Tensor:
         >>> adjusted_iou(maps, torch.tensor([[[1, 0]]]), torch.tensor([0]))  # 1 / (1 + 1/4)
         tensor([0.8000])
     """
-    if maps.ndim != 4 or maps.shape[1] < 2 or boxes.ndim != 3 or len(maps) != len(targets):
+    if (
+        maps.ndim != 4
+        or maps.shape[1] < 2
+        or boxes.ndim != 3
+        or not len(maps) == len(boxes) == len(targets)
+    ):
         raise ContractError(
             "maps must be (n, C, h, w) of two classes or more, boxes (n, h, w) and targets (n,), "
             f"got {tuple(maps.shape)}, {tuple(boxes.shape)} and {tuple(targets.shape)}"

@@ -254,7 +254,8 @@ class SpuriousAwareCLIP(LightningModule):
         terms = {}
         for name in self.losses:
             if name == "clip":
-                captions = texts[self._drawn(len(targets)) * self.num_classes + targets]
+                of_templates = texts.view(self.num_templates, self.num_classes, -1)
+                captions = of_templates[self._drawn(len(targets)), targets]
                 term = clip_loss(embeddings, captions, temperature=tau)
             elif name == "vc":
                 term = class_loss(embeddings, targets, temperature=tau)
@@ -431,6 +432,19 @@ def _identity(size: int) -> nn.Linear:
 @torch.no_grad()
 def _encoded(text_encoder: Callable[[list[str]], Tensor], texts: list[str]) -> Tensor:
     """Features (m, d_t) of texts, on the CPU until Lightning moves the module."""
-    parts = [texts[i : i + _TEXTS_AT_A_TIME] for i in range(0, len(texts), _TEXTS_AT_A_TIME)]
-    features = [text_encoder(part).detach().float().cpu() for part in parts]
+    mode = isinstance(text_encoder, nn.Module) and text_encoder.training
+    if isinstance(text_encoder, nn.Module):
+        text_encoder.eval()
+    features = []
+    for start in range(0, len(texts), _TEXTS_AT_A_TIME):
+        part = texts[start : start + _TEXTS_AT_A_TIME]
+        found = text_encoder(part)
+        if found.ndim != 2 or len(found) != len(part):
+            raise ContractError(
+                f"text_encoder must map a list of {len(part)} texts to features "
+                f"({len(part)}, d_t), got {tuple(found.shape)}"
+            )
+        features.append(found.detach().float().cpu())
+    if isinstance(text_encoder, nn.Module):
+        text_encoder.train(mode)
     return torch.cat(features) if features else torch.zeros(0)

@@ -126,7 +126,20 @@ def test_the_metric_reads_batches_by_group(reduction):
     ("call", "message"),
     [
         (lambda x: soft_iou(x, x[:, :1]), "maps and boxes must both end"),
+        (lambda x: soft_iou(2 * x, x), r"maps must be in \[0, 1\], got values from 2 to 2"),
+        (lambda x: soft_iou(x * math.nan, x), r"maps must be in \[0, 1\]"),
+        (lambda x: soft_iou(x, 255 * x), r"boxes must be in \[0, 1\]"),
         (lambda x: adjusted_iou(x, x, torch.zeros(4)), "maps must be"),
+        (
+            lambda x: adjusted_iou(x.view(2, 2, 2, 2), x[None, :2, :2], torch.zeros(2).long()),
+            "maps must be",
+        ),
+        (
+            lambda x: rank_attributes(
+                x, torch.zeros(4), x > 0, class_names="ab", attribute_names="wxyz"
+            ),
+            r"of logits take argmax",
+        ),
         (lambda x: accuracy_discrepancy(x, x, x, 2), "attributes must be bool"),
         (lambda x: accuracy_discrepancy(x[:1], x, x > 0, 2), "must have a row an example"),
         (lambda x: detected(lambda images: images, [x]), "detector must return bool"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import zlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -220,6 +221,30 @@ def test_inference_mode_and_two_forwards_do_no_harm():
     first.backward()
     assert images.grad.abs().sum() > 0
     model.to(torch.float64)
+
+
+def test_texts_are_encoded_without_dropout():
+    class Dropping(nn.Dropout):
+        def forward(self, texts):
+            return super().forward(bag_of_words(texts))
+
+    encoder = Dropping().train()
+    pair = replace(tiny_encoders(), text_encoder=encoder)
+    model = SpuriousAwareCLIP(pair, CLASSES, ["one {label}"])
+    torch.testing.assert_close(model.class_texts, bag_of_words([f"one {c}" for c in CLASSES]))
+    assert encoder.training
+
+
+def test_a_text_encoder_that_gives_no_row_a_text_is_refused():
+    pair = replace(tiny_encoders(), text_encoder=lambda texts: torch.zeros(6))
+    with pytest.raises(ContractError, match=r"text_encoder must map a list of 3 texts"):
+        SpuriousAwareCLIP(pair, CLASSES, ["one {label}"])
+
+
+def test_an_unknown_class_is_no_caption_of_another_template():
+    images, targets, attributes = Birds().batch()
+    with pytest.raises(IndexError):
+        tiny_model(("clip",))._terms((images, targets + 1, attributes))
 
 
 @pytest.mark.parametrize(
