@@ -156,8 +156,13 @@ class SpuriousAwareCLIP(LightningModule):
         self.seed = resolve_seed(seed)
 
         self.image_encoder = encoders.image_encoder.requires_grad_(False)
-        self.image_projection = copy.deepcopy(encoders.image_projection).requires_grad_()
-        self.text_projection = copy.deepcopy(encoders.text_projection).requires_grad_()
+        # What no loss touches does not learn: DDP waits for the gradient of all that does.
+        self.image_projection = copy.deepcopy(encoders.image_projection).requires_grad_(
+            not {"clip", "vc", "vs"}.isdisjoint(losses)
+        )
+        self.text_projection = copy.deepcopy(encoders.text_projection).requires_grad_(
+            not {"clip", "lc", "ls"}.isdisjoint(losses)
+        )
         labels = [(label, "") for label in class_names]
         groups = [(label, name) for label in class_names for name in attribute_names]
         self.class_texts: Tensor
@@ -402,6 +407,57 @@ def open_clip_encoders(
     return Encoders(
         model.visual, encode, image_projection, text_projection, temperature
     ), preprocess
+
+
+def transformers_encoders(model: nn.Module, tokenizer: Callable[..., Any]) -> Encoders:
+    """A pair of encoders from a ``CLIPModel`` of Hugging Face transformers.
+
+    Args:
+        model: With ``vision_model``, ``text_model``, ``visual_projection``, ``text_projection`` and
+            ``logit_scale``. Images are its ``pixel_values``, as its processor makes them.
+        tokenizer: Of the same model.
+
+    Raises:
+        ContractError: The model has not these parts, as SigLIP has not.
+    """
+    parts = ("vision_model", "text_model", "visual_projection", "text_projection", "logit_scale")
+    missing = [name for name in parts if not hasattr(model, name)]
+    if missing:
+        raise ContractError(
+            f"model ({type(model).__name__}) has no {', '.join(missing)}, so it is no CLIPModel; "
+            "build Encoders of its parts yourself"
+        )
+    clip: Any = model
+    return Encoders(
+        _PooledImages(clip.vision_model),
+        _PooledTexts(clip.text_model, tokenizer),
+        clip.visual_projection,
+        clip.text_projection,
+        math.exp(-clip.logit_scale.item()),
+    )
+
+
+class _PooledImages(nn.Module):
+    def __init__(self, tower: nn.Module) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.tower(pixel_values=images).pooler_output
+        return features
+
+
+class _PooledTexts(nn.Module):
+    def __init__(self, tower: nn.Module, tokenizer: Callable[..., Any]) -> None:
+        super().__init__()
+        self.tower, self.tokenizer = tower, tokenizer
+
+    def forward(self, texts: list[str]) -> Tensor:
+        tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+        device = next(self.tower.parameters()).device
+        tokens = {name: tokens[name].to(device) for name in ("input_ids", "attention_mask")}
+        features: Tensor = self.tower(**tokens).pooler_output
+        return features
 
 
 def _taken_out(tower: Any, attribute: str, name: str) -> nn.Linear:

@@ -193,6 +193,15 @@ def test_only_the_projections_learn(tmp_path):
     assert optimised == {id(model.image_projection.weight), id(model.text_projection.weight)}
 
 
+@pytest.mark.parametrize("name", clip.LOSSES)
+def test_what_learns_is_what_the_loss_reaches(name):
+    """Or DDP would wait for a gradient that never comes."""
+    model = tiny_model((name,))
+    model._terms(Birds().batch())[name].backward()
+    for parameter in model.parameters():
+        assert parameter.requires_grad == (parameter.grad is not None)
+
+
 def test_a_fit_lowers_what_it_minimises(tmp_path):
     model, batch = tiny_model(), Birds().batch()
     before = sum(model._terms(batch).values())
@@ -341,3 +350,46 @@ def test_encoders_and_projections_of_open_clip_make_the_whole(name):
             rtol=1e-3,
             atol=1e-4,
         )
+
+
+# --- transformers ---------------------------------------------------------------------------------
+
+
+def tiny_hugging_face_clip():
+    transformers = pytest.importorskip("transformers")
+    tower = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    text = {"vocab_size": 99, "hidden_size": 16, "max_position_embeddings": 8, "eos_token_id": 98}
+    with isolated(0):
+        return transformers.CLIPModel(
+            transformers.CLIPConfig(
+                text_config={**tower, **text},
+                vision_config={**tower, "hidden_size": 24, "image_size": 16, "patch_size": 4},
+                projection_dim=8,
+            )
+        ).eval()
+
+
+def tokens_of(texts, **_):
+    """A word's number is made of its letters; the end is 98, and so is what is filled up."""
+    ids = torch.full((len(texts), 8), 98)
+    for row, text in enumerate(texts):
+        numbers = [zlib.crc32(word.encode()) % 98 for word in text.split()]
+        ids[row, : len(numbers)] = torch.tensor(numbers)
+    ends = torch.tensor([len(text.split()) for text in texts])
+    return {"input_ids": ids, "attention_mask": (torch.arange(8) <= ends[:, None]).long()}
+
+
+def test_encoders_and_projections_of_transformers_make_the_whole():
+    whole = tiny_hugging_face_clip()
+    encoders = clip.transformers_encoders(whole, tokens_of)
+    model = SpuriousAwareCLIP(encoders, ["landbird", "waterbird"], ["a {label}"]).eval()
+    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        tokens = tokens_of(["a landbird", "a waterbird"])
+        expected = whole(pixel_values=images, **tokens).logits_per_image
+        torch.testing.assert_close(model(images), expected)
+
+
+def test_a_model_of_transformers_without_projections_is_refused():
+    with pytest.raises(ContractError, match="no CLIPModel"):
+        clip.transformers_encoders(tiny_hugging_face_clip().vision_model, tokens_of)
