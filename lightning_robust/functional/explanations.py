@@ -6,7 +6,7 @@ Thesis of Yu Yang (UCLA, 2024), chapter 7, Eq. 7.7 to 7.9.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -70,6 +70,8 @@ class Discrepancy:
         with_attribute: Number of the class's examples that show it.
         without_attribute: Number of those that do not.
         confused_with: What most of its misclassified examples without it are taken for, or "".
+        missed: Indices of these, ascending, as :func:`~lightning_robust.data.draw_examples` takes
+            them for a picture.
     """
 
     label: str
@@ -78,6 +80,7 @@ class Discrepancy:
     with_attribute: int
     without_attribute: int
     confused_with: str
+    missed: tuple[int, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -171,8 +174,8 @@ def rank_attributes(
     ranking = []
     for label, attribute in (~table.isnan()).nonzero().tolist():
         of_class, shown = targets == label, attributes[:, attribute]
-        wrong = predictions[of_class & ~shown & (predictions != label)]
-        confused = class_names[int(wrong.mode().values)] if len(wrong) else ""
+        missed = (of_class & ~shown & (predictions != label)).nonzero().flatten()
+        confused = class_names[int(predictions[missed].mode().values)] if len(missed) else ""
         ranking.append(
             Discrepancy(
                 label=class_names[label],
@@ -181,6 +184,7 @@ def rank_attributes(
                 with_attribute=int((of_class & shown).sum()),
                 without_attribute=int((of_class & ~shown).sum()),
                 confused_with=confused,
+                missed=tuple(missed.tolist()),
             )
         )
     return DiscrepancyReport(tuple(sorted(ranking, key=lambda one: -one.discrepancy)))

@@ -63,6 +63,9 @@ def test_the_ranking_finds_what_the_model_relies_on():
     first, last = report.ranking[0], report.ranking[-1]
     assert (first.label, first.attribute, first.discrepancy) == ("boat", "water", 1.0)
     assert first.confused_with == "land"
+    boats_on_land = [i for i in range(40) if i % 2 == 1 and not attributes[i, 1]]
+    assert list(first.missed) == boats_on_land
+    assert last.missed == ()
     assert (last.label, last.attribute, last.discrepancy) == ("land", "water", -1.0)
     values = [one.discrepancy for one in report.ranking]
     assert values == sorted(values, reverse=True)
