@@ -42,6 +42,18 @@ assert copies_left < 0.5
 """,
     "05_poisoning": "assert sum(fooled) >= 2\nassert 0 < len(dropped) < 300\n"
     "assert sum(accuracies_with_epic) >= sum(accuracies) - 4 * 0.05",
+    "06_what_the_model_uses": """
+[slow, *_, fast] = runs
+assert fast.acc >= slow.acc + 0.05
+assert fast.compressibility > slow.compressibility
+selective = {rate: noted[rate][-1]["representation/class_selectivity"] for rate in noted}
+assert selective[0.5] > selective[0.05] + 0.1
+assert {one.attribute for one in report.ranking[:2]} == {"a red patch", "a cyan patch"}
+assert all(one.discrepancy > 0.05 for one in report.ranking[:2])
+worst = {name: found["test/worst_group_acc"] for name, found in results.items()}
+assert worst["after"] >= worst["before"] + 0.02
+assert aiou["after"].min() > aiou["before"].min()
+""",
     "07_your_own_data": """
 import json
 print(plain["test/worst_group_acc"], robust["test/worst_group_acc"])

@@ -8,7 +8,11 @@ from lightning_robust.data.celeba import CelebA, CelebADataModule
 from lightning_robust.data.cifar import CIFAR, CIFARDataModule
 from lightning_robust.data.civil_comments import CivilComments, CivilCommentsDataModule
 from lightning_robust.data.cmnist import CMNIST, CMNISTDataModule
-from lightning_robust.data.coloured_digits import ColouredDigits, ColouredDigitsDataModule
+from lightning_robust.data.coloured_digits import (
+    ColouredDigits,
+    ColouredDigitsDataModule,
+    DigitsBesidePatches,
+)
 from lightning_robust.data.digit_pool import DigitPool
 from lightning_robust.data.fashion_mnist import FashionMNIST, FashionMNISTDataModule
 from lightning_robust.data.image_folder import GroupedImageFolder, ImageFolderDataModule
@@ -62,6 +66,7 @@ __all__ = [
     "ColouredDigitsDataModule",
     "CorruptedCIFAR10",
     "DigitPool",
+    "DigitsBesidePatches",
     "DoubleMNIST",
     "FashionMNIST",
     "FashionMNISTDataModule",

@@ -70,10 +70,8 @@ class ColouredDigits(Dataset[tuple[Tensor, int]]):
         check_choice("split", split, tuple(SPLIT_SIZES))
         check_in_range("correlation", correlation, 0, 1)
         check_integer("seed", seed)
-        greys, digits = _digits()
-        order = torch.randperm(len(digits), generator=generator(seed, "coloured digits: split"))
-        chosen = order.split(list(SPLIT_SIZES.values()))[list(SPLIT_SIZES).index(split)]
-        greys, classes = greys[chosen], digits[chosen] // 2
+        greys, digits = _digits_of(split, seed)
+        classes = digits // 2
         if split == "train":
             hues = correlated_hues(classes, correlation, generator(seed, "coloured digits: hues"))
         else:
@@ -90,6 +88,73 @@ class ColouredDigits(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """One image (3, 8, 8) and its class."""
+        return self.images[index], int(self.targets[index])
+
+
+class DigitsBesidePatches(Dataset[tuple[Tensor, int]]):
+    """White digits, and in the other half of the image a patch whose colour goes with the class.
+
+    Object and spurious cue are apart in space, so that it can be seen which of them a model looks
+    at. Two classes, digits below 5 and the others, and two colours, red and cyan, make four groups,
+    as in Waterbirds. The images are 12 pixels high and 20 wide: one half, drawn for each of them,
+    holds the digit and the other a square of 4 pixels, each at a place that is drawn. Splits,
+    correlation and who wears which colour are as in :class:`ColouredDigits`.
+
+    Args:
+        split: ``"train"`` (1,200 images), ``"val"`` (200 digits, 400 images) or ``"test"``
+            (397 digits, 794 images).
+        correlation: Share of a class beside its own colour in training, in [0, 1].
+        seed: Draws the split, who wears which colour, and places.
+
+    Attributes:
+        images: Images (n, 3, 12, 20), float32 in [0, 1].
+        boxes: (n, 12, 20) bool, the 8x8 pixels that hold the digit.
+        targets: Class of each example (n,), int64 in [0, 2).
+        groups: Group of each example (n,), int64: ``class * 2 + hue``.
+        group_names: Names of the 4 groups, such as ``"0-4_red"``.
+
+    Raises:
+        ContractError: If an argument is refused.
+
+    Example:
+        >>> dataset = DigitsBesidePatches("train")
+        >>> tuple(dataset.images.shape), dataset.boxes[0].sum()
+        ((1200, 3, 12, 20), tensor(64))
+    """
+
+    group_names: tuple[str, ...] = ("0-4_red", "0-4_cyan", "5-9_red", "5-9_cyan")
+
+    def __init__(self, split: Split = "train", correlation: float = 0.95, seed: int = 0) -> None:
+        check_choice("split", split, tuple(SPLIT_SIZES))
+        check_in_range("correlation", correlation, 0, 1)
+        check_integer("seed", seed)
+        greys, digits = _digits_of(split, seed)
+        self.targets = digits // 5
+        if split == "train":
+            draw = generator(seed, "digits beside patches: hues")
+            hues = correlated_hues(self.targets, correlation, draw, num_hues=2)
+        else:
+            hues = torch.arange(2).repeat(len(digits))
+            greys = greys.repeat_interleave(2, dim=0)
+            self.targets = self.targets.repeat_interleave(2)
+        self.groups = 2 * self.targets + hues
+        n, draw = len(greys), generator(seed, f"digits beside patches: {split}")
+        right = torch.randint(2, (n,), generator=draw)
+        digit_here, patch_here = _window(8, right, draw), _window(4, 1 - right, draw)
+        white, self.boxes = torch.zeros(n, 12, 20), torch.zeros(n, 12, 20, dtype=torch.bool)
+        white[digit_here] = greys
+        self.boxes[digit_here] = True
+        patches = torch.zeros(n, 12, 20)
+        patches[patch_here] = 1
+        colours = _hue_table()[[list(HUES).index("red"), list(HUES).index("cyan")]][hues]
+        self.images = white[:, None] + patches[:, None] * colours[:, :, None, None]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """One image (3, 12, 20) and its class."""
         return self.images[index], int(self.targets[index])
 
 
@@ -149,6 +214,22 @@ def _digits() -> tuple[Tensor, Tensor]:
     """Grey images (1797, 8, 8), float32 in [0, 1], and the digits they show (1797,), int64."""
     bundle = load_digits()
     return torch.tensor(bundle.images / 16, dtype=torch.float32), torch.tensor(bundle.target).long()
+
+
+def _digits_of(split: Split, seed: int) -> tuple[Tensor, Tensor]:
+    """Grey images (n, 8, 8) of a split, and the digits they show (n,)."""
+    greys, digits = _digits()
+    order = torch.randperm(len(digits), generator=generator(seed, "coloured digits: split"))
+    chosen = order.split(list(SPLIT_SIZES.values()))[list(SPLIT_SIZES).index(split)]
+    return greys[chosen], digits[chosen]
+
+
+def _window(size: int, right: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices of a square (n, size, size) at any place in a half (n,) of n images of 12 by 20."""
+    n, pixels = len(right), torch.arange(size)
+    top = torch.randint(12 - size + 1, (n, 1, 1), generator=draw)
+    left = torch.randint(10 - size + 1, (n, 1, 1), generator=draw) + 10 * right[:, None, None]
+    return torch.arange(n)[:, None, None], top + pixels[:, None], left + pixels
 
 
 def _hue_table() -> Tensor:

@@ -6,7 +6,7 @@ Thesis of Yu Yang (UCLA, 2024), chapter 7, Eq. 7.7 to 7.9.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -70,6 +70,8 @@ class Discrepancy:
         with_attribute: Number of the class's examples that show it.
         without_attribute: Number of those that do not.
         confused_with: What most of its misclassified examples without it are taken for, or "".
+        missed: Indices of these, ascending, as :func:`~lightning_robust.data.draw_examples` takes
+            them for a picture.
     """
 
     label: str
@@ -78,6 +80,7 @@ class Discrepancy:
     with_attribute: int
     without_attribute: int
     confused_with: str
+    missed: tuple[int, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -159,14 +162,20 @@ def rank_attributes(
             f"{len(attribute_names)} names"
         )
     num_classes = len(class_names)
+    if predictions.shape != targets.shape or predictions.is_floating_point():
+        raise ContractError(
+            f"predictions must be predicted classes, of the shape {tuple(targets.shape)} of "
+            f"targets, got {tuple(predictions.shape)} of {predictions.dtype}; of logits take "
+            "argmax(1)"
+        )
     table = accuracy_discrepancy(
         predictions == targets, targets, attributes, num_classes, min_count=min_count
     )
     ranking = []
     for label, attribute in (~table.isnan()).nonzero().tolist():
         of_class, shown = targets == label, attributes[:, attribute]
-        wrong = predictions[of_class & ~shown & (predictions != label)]
-        confused = class_names[int(wrong.mode().values)] if len(wrong) else ""
+        missed = (of_class & ~shown & (predictions != label)).nonzero().flatten()
+        confused = class_names[int(predictions[missed].mode().values)] if len(missed) else ""
         ranking.append(
             Discrepancy(
                 label=class_names[label],
@@ -175,6 +184,7 @@ def rank_attributes(
                 with_attribute=int((of_class & shown).sum()),
                 without_attribute=int((of_class & ~shown).sum()),
                 confused_with=confused,
+                missed=tuple(missed.tolist()),
             )
         )
     return DiscrepancyReport(tuple(sorted(ranking, key=lambda one: -one.discrepancy)))
@@ -224,7 +234,7 @@ def soft_iou(maps: Tensor, boxes: Tensor) -> Tensor:
         (...), in [0, 1]; 0 where both are empty.
 
     Raises:
-        ContractError: If height and width differ.
+        ContractError: If height and width differ, or values are outside [0, 1].
 
     Example:
         >>> soft_iou(torch.tensor([[1.0, 0.5], [0.0, 0.5]]), torch.tensor([[1, 1], [0, 0]]))
@@ -236,6 +246,13 @@ def soft_iou(maps: Tensor, boxes: Tensor) -> Tensor:
             f"{tuple(boxes.shape)}: resize the maps to the images"
         )
     boxes = boxes.to(maps.dtype)
+    for name, values in {"maps": maps, "boxes": boxes}.items():
+        if values.numel() and not bool(((values >= 0) & (values <= 1)).all()):
+            raise ContractError(
+                f"{name} must be in [0, 1], got values from {float(values.min()):g} to "
+                f"{float(values.max()):g}: of a map take the positive part and divide it by its "
+                "largest value, and a box is 1 inside"
+            )
     union = torch.maximum(maps, boxes).sum((-2, -1))
     return torch.minimum(maps, boxes).sum((-2, -1)) / union.where(union > 0, 1)
 
@@ -262,7 +279,12 @@ def adjusted_iou(maps: Tensor, boxes: Tensor, targets: Tensor) -> Tensor:
         >>> adjusted_iou(maps, torch.tensor([[[1, 0]]]), torch.tensor([0]))  # 1 / (1 + 1/4)
         tensor([0.8000])
     """
-    if maps.ndim != 4 or maps.shape[1] < 2 or boxes.ndim != 3 or len(maps) != len(targets):
+    if (
+        maps.ndim != 4
+        or maps.shape[1] < 2
+        or boxes.ndim != 3
+        or not len(maps) == len(boxes) == len(targets)
+    ):
         raise ContractError(
             "maps must be (n, C, h, w) of two classes or more, boxes (n, h, w) and targets (n,), "
             f"got {tuple(maps.shape)}, {tuple(boxes.shape)} and {tuple(targets.shape)}"

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from lightning_robust.models.biased import biased_logits, biased_losses
 from lightning_robust.models.classifier import Classifier, LanguageModel, SmallConvNet
-from lightning_robust.models.clip import Encoders, SpuriousAwareCLIP, open_clip_encoders
+from lightning_robust.models.clip import (
+    Encoders,
+    SpuriousAwareCLIP,
+    open_clip_encoders,
+    transformers_encoders,
+)
 from lightning_robust.models.first_stages import (
     BiasedLogits,
     BiasedLosses,
@@ -56,4 +61,5 @@ __all__ = [
     "text_network",
     "timm_network",
     "torchvision_network",
+    "transformers_encoders",
 ]

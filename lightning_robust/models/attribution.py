@@ -46,6 +46,7 @@ def grad_cam(
     require_captum()
     from captum.attr import LayerGradCam
 
+    images = images.detach().requires_grad_()  # or nothing of a frozen encoder has a gradient
     maps = []
     with torch.enable_grad(), _as_picture(layer, grid) as picture:
         attribution: Any = LayerGradCam(model, picture)

@@ -156,8 +156,13 @@ class SpuriousAwareCLIP(LightningModule):
         self.seed = resolve_seed(seed)
 
         self.image_encoder = encoders.image_encoder.requires_grad_(False)
-        self.image_projection = copy.deepcopy(encoders.image_projection).requires_grad_()
-        self.text_projection = copy.deepcopy(encoders.text_projection).requires_grad_()
+        # What no loss touches does not learn: DDP waits for the gradient of all that does.
+        self.image_projection = copy.deepcopy(encoders.image_projection).requires_grad_(
+            not {"clip", "vc", "vs"}.isdisjoint(losses)
+        )
+        self.text_projection = copy.deepcopy(encoders.text_projection).requires_grad_(
+            not {"clip", "lc", "ls"}.isdisjoint(losses)
+        )
         labels = [(label, "") for label in class_names]
         groups = [(label, name) for label in class_names for name in attribute_names]
         self.class_texts: Tensor
@@ -188,6 +193,17 @@ class SpuriousAwareCLIP(LightningModule):
     def embed(self, images: Tensor) -> Tensor:
         """Embeddings (n, d) of images, of length 1."""
         return functional.normalize(self.image_projection(self._features(images)), dim=1)
+
+    def unnormalised(self) -> nn.Sequential:
+        """Encoder, projection and head in one: inner products with the classes' texts (n, C).
+
+        They predict the same classes as the logits, which divide them by the length of the image's
+        embedding, and are what to explain. A cosine does not change with that length: where only
+        pooling and projection follow a layer, what speaks for a class and what speaks against it
+        cancel in every image, and so some place always speaks for every class.
+        """
+        self._refresh_head()
+        return nn.Sequential(self.image_encoder, self.image_projection, self.head)
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """The sum of the chosen losses."""
@@ -243,7 +259,8 @@ class SpuriousAwareCLIP(LightningModule):
         terms = {}
         for name in self.losses:
             if name == "clip":
-                captions = texts[self._drawn(len(targets)) * self.num_classes + targets]
+                of_templates = texts.view(self.num_templates, self.num_classes, -1)
+                captions = of_templates[self._drawn(len(targets)), targets]
                 term = clip_loss(embeddings, captions, temperature=tau)
             elif name == "vc":
                 term = class_loss(embeddings, targets, temperature=tau)
@@ -392,6 +409,57 @@ def open_clip_encoders(
     ), preprocess
 
 
+def transformers_encoders(model: nn.Module, tokenizer: Callable[..., Any]) -> Encoders:
+    """A pair of encoders from a ``CLIPModel`` of Hugging Face transformers.
+
+    Args:
+        model: With ``vision_model``, ``text_model``, ``visual_projection``, ``text_projection`` and
+            ``logit_scale``. Images are its ``pixel_values``, as its processor makes them.
+        tokenizer: Of the same model.
+
+    Raises:
+        ContractError: The model has not these parts, as SigLIP has not.
+    """
+    parts = ("vision_model", "text_model", "visual_projection", "text_projection", "logit_scale")
+    missing = [name for name in parts if not hasattr(model, name)]
+    if missing:
+        raise ContractError(
+            f"model ({type(model).__name__}) has no {', '.join(missing)}, so it is no CLIPModel; "
+            "build Encoders of its parts yourself"
+        )
+    clip: Any = model
+    return Encoders(
+        _PooledImages(clip.vision_model),
+        _PooledTexts(clip.text_model, tokenizer),
+        clip.visual_projection,
+        clip.text_projection,
+        math.exp(-clip.logit_scale.item()),
+    )
+
+
+class _PooledImages(nn.Module):
+    def __init__(self, tower: nn.Module) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.tower(pixel_values=images).pooler_output
+        return features
+
+
+class _PooledTexts(nn.Module):
+    def __init__(self, tower: nn.Module, tokenizer: Callable[..., Any]) -> None:
+        super().__init__()
+        self.tower, self.tokenizer = tower, tokenizer
+
+    def forward(self, texts: list[str]) -> Tensor:
+        tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+        device = next(self.tower.parameters()).device
+        tokens = {name: tokens[name].to(device) for name in ("input_ids", "attention_mask")}
+        features: Tensor = self.tower(**tokens).pooler_output
+        return features
+
+
 def _taken_out(tower: Any, attribute: str, name: str) -> nn.Linear:
     """The projection of a tower, a matrix (d_in, d) or a ``Linear``, which leaves it without."""
     projection = getattr(tower, attribute, None)
@@ -420,6 +488,19 @@ def _identity(size: int) -> nn.Linear:
 @torch.no_grad()
 def _encoded(text_encoder: Callable[[list[str]], Tensor], texts: list[str]) -> Tensor:
     """Features (m, d_t) of texts, on the CPU until Lightning moves the module."""
-    parts = [texts[i : i + _TEXTS_AT_A_TIME] for i in range(0, len(texts), _TEXTS_AT_A_TIME)]
-    features = [text_encoder(part).detach().float().cpu() for part in parts]
+    mode = isinstance(text_encoder, nn.Module) and text_encoder.training
+    if isinstance(text_encoder, nn.Module):
+        text_encoder.eval()
+    features = []
+    for start in range(0, len(texts), _TEXTS_AT_A_TIME):
+        part = texts[start : start + _TEXTS_AT_A_TIME]
+        found = text_encoder(part)
+        if found.ndim != 2 or len(found) != len(part):
+            raise ContractError(
+                f"text_encoder must map a list of {len(part)} texts to features "
+                f"({len(part)}, d_t), got {tuple(found.shape)}"
+            )
+        features.append(found.detach().float().cpu())
+    if isinstance(text_encoder, nn.Module):
+        text_encoder.train(mode)
     return torch.cat(features) if features else torch.zeros(0)

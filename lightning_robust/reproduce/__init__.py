@@ -25,5 +25,6 @@ ARTIFACTS: dict[str, str] = {
     "s2l-longtail": "lightning_robust.reproduce.s2l_longtail",
     "sagawa": "lightning_robust.reproduce.sagawa",
     "vl-digits": "lightning_robust.reproduce.vl_digits",
+    "vl-patches": "lightning_robust.reproduce.vl_patches",
 }
 """Name on the command line to the module whose ``run(seeds, output=folder)`` reproduces it."""

@@ -5,7 +5,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from lightning_robust.contracts import ContractError, groups_of, targets_of
-from lightning_robust.data import ColouredDigits, ColouredDigitsDataModule
+from lightning_robust.data import ColouredDigits, ColouredDigitsDataModule, DigitsBesidePatches
 
 HUES = [(255, 0, 0), (133, 255, 0), (0, 255, 243), (110, 0, 255), (255, 0, 200)]
 DIGITS_IN = {"train": 1200, "val": 200, "test": 397}
@@ -161,3 +161,35 @@ def test_datamodule_serves_each_split_whole_and_shuffles_training_by_seed():
     in_order = ColouredDigits("train", seed=1).images
     assert not torch.equal(first, in_order)
     assert torch.allclose(first.sum(0), in_order.sum(0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_digit_is_in_its_box_and_the_patch_in_the_other_half(split):
+    dataset, digit_of = DigitsBesidePatches(split, 0.9, seed=2), digits_by_pixels()
+    seen = []
+    for index in range(len(dataset)):
+        image, target = dataset[index]
+        rows, columns = dataset.boxes[index].nonzero().T
+        assert len(rows) == 64
+        top, left = int(rows.min()), int(columns.min())
+        digit = image[:, top : top + 8, left : left + 8]
+        assert (digit == digit[0]).all(), "the digit is white"
+        grey = tuple((digit[0] * 16).round().int().flatten().tolist())
+        rest = image.masked_fill(dataset.boxes[index], 0)
+        patch = rest.amax(0).nonzero()
+        assert len(patch) == 16
+        assert tuple(patch.amax(0) - patch.amin(0)) == (3, 3)
+        assert len({left // 10, (left + 7) // 10, 1 - int(patch[0, 1]) // 10}) == 1
+        hue = int(rest[0].sum() == 0)
+        assert rest.sum((1, 2)).int().tolist() == ([16, 0, 0] if hue == 0 else [0, 16, 15])
+        assert target == digit_of[grey] // 5
+        assert int(dataset.groups[index]) == 2 * target + hue
+        seen.append(((top, left), grey))
+    assert len({place for place, _ in seen}) == 30, "every place"
+    counts = dataset.groups.bincount()
+    if split == "train":
+        assert (counts[[0, 3]] - 0.9 * dataset.targets.bincount()).abs().max() <= 0.5
+    else:
+        assert counts[0] == counts[1]
+        assert counts[2] == counts[3]
+        assert len({grey for _, grey in seen}) == DIGITS_IN[split]

@@ -63,6 +63,9 @@ def test_the_ranking_finds_what_the_model_relies_on():
     first, last = report.ranking[0], report.ranking[-1]
     assert (first.label, first.attribute, first.discrepancy) == ("boat", "water", 1.0)
     assert first.confused_with == "land"
+    boats_on_land = [i for i in range(40) if i % 2 == 1 and not attributes[i, 1]]
+    assert list(first.missed) == boats_on_land
+    assert last.missed == ()
     assert (last.label, last.attribute, last.discrepancy) == ("land", "water", -1.0)
     values = [one.discrepancy for one in report.ranking]
     assert values == sorted(values, reverse=True)
@@ -126,7 +129,20 @@ def test_the_metric_reads_batches_by_group(reduction):
     ("call", "message"),
     [
         (lambda x: soft_iou(x, x[:, :1]), "maps and boxes must both end"),
+        (lambda x: soft_iou(2 * x, x), r"maps must be in \[0, 1\], got values from 2 to 2"),
+        (lambda x: soft_iou(x * math.nan, x), r"maps must be in \[0, 1\]"),
+        (lambda x: soft_iou(x, 255 * x), r"boxes must be in \[0, 1\]"),
         (lambda x: adjusted_iou(x, x, torch.zeros(4)), "maps must be"),
+        (
+            lambda x: adjusted_iou(x.view(2, 2, 2, 2), x[None, :2, :2], torch.zeros(2).long()),
+            "maps must be",
+        ),
+        (
+            lambda x: rank_attributes(
+                x, torch.zeros(4), x > 0, class_names="ab", attribute_names="wxyz"
+            ),
+            r"of logits take argmax",
+        ),
         (lambda x: accuracy_discrepancy(x, x, x, 2), "attributes must be bool"),
         (lambda x: accuracy_discrepancy(x[:1], x, x > 0, 2), "must have a row an example"),
         (lambda x: detected(lambda images: images, [x]), "detector must return bool"),

@@ -87,10 +87,11 @@ def test_of_the_zero_shot_logits_of_a_frozen_pair(images):
         text_projection=nn.Linear(2, 4),
     )
     model = SpuriousAwareCLIP(encoders, ["boat", "landbird", "car"]).eval()
-    images.requires_grad_()  # or nothing of a frozen encoder has a gradient
     found = grad_cam(model, images, CLASSES, encoder[0])
-    torch.testing.assert_close(found, by_definition(model, images, encoder[0], lambda x: x))
     assert found.amax() == 1
+    assert not images.requires_grad
+    images.requires_grad_()  # or nothing of a frozen encoder has a gradient
+    torch.testing.assert_close(found, by_definition(model, images, encoder[0], lambda x: x))
 
 
 def test_tokens_need_a_grid_that_fits(images):

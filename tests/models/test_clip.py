@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import zlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -146,6 +147,15 @@ def test_zero_shot_logits_are_cosines_with_the_mean_text_of_each_class():
         torch.testing.assert_close(model(images), expected / 0.2)
 
 
+def test_unnormalised_logits_are_the_logits_times_the_length_of_the_embedding():
+    model, images = tiny_model().eval(), Birds().images
+    with torch.no_grad():
+        model.text_projection.weight.mul_(torch.arange(1.0, 6.0).unsqueeze(1))  # after the head
+        inner = model.unnormalised()(images)
+        lengths = model.image_projection(model.image_encoder(images)).norm(dim=1, keepdim=True)
+        torch.testing.assert_close(inner, model(images) * lengths)
+
+
 def test_group_metrics_measure_it(tmp_path):
     data, model = Birds(), tiny_model()
     loader = DataLoader(data, batch_size=7)
@@ -183,6 +193,15 @@ def test_only_the_projections_learn(tmp_path):
     assert optimised == {id(model.image_projection.weight), id(model.text_projection.weight)}
 
 
+@pytest.mark.parametrize("name", clip.LOSSES)
+def test_what_learns_is_what_the_loss_reaches(name):
+    """Or DDP would wait for a gradient that never comes."""
+    model = tiny_model((name,))
+    model._terms(Birds().batch())[name].backward()
+    for parameter in model.parameters():
+        assert parameter.requires_grad == (parameter.grad is not None)
+
+
 def test_a_fit_lowers_what_it_minimises(tmp_path):
     model, batch = tiny_model(), Birds().batch()
     before = sum(model._terms(batch).values())
@@ -211,6 +230,30 @@ def test_inference_mode_and_two_forwards_do_no_harm():
     first.backward()
     assert images.grad.abs().sum() > 0
     model.to(torch.float64)
+
+
+def test_texts_are_encoded_without_dropout():
+    class Dropping(nn.Dropout):
+        def forward(self, texts):
+            return super().forward(bag_of_words(texts))
+
+    encoder = Dropping().train()
+    pair = replace(tiny_encoders(), text_encoder=encoder)
+    model = SpuriousAwareCLIP(pair, CLASSES, ["one {label}"])
+    torch.testing.assert_close(model.class_texts, bag_of_words([f"one {c}" for c in CLASSES]))
+    assert encoder.training
+
+
+def test_a_text_encoder_that_gives_no_row_a_text_is_refused():
+    pair = replace(tiny_encoders(), text_encoder=lambda texts: torch.zeros(6))
+    with pytest.raises(ContractError, match=r"text_encoder must map a list of 3 texts"):
+        SpuriousAwareCLIP(pair, CLASSES, ["one {label}"])
+
+
+def test_an_unknown_class_is_no_caption_of_another_template():
+    images, targets, attributes = Birds().batch()
+    with pytest.raises(IndexError):
+        tiny_model(("clip",))._terms((images, targets + 1, attributes))
 
 
 @pytest.mark.parametrize(
@@ -307,3 +350,46 @@ def test_encoders_and_projections_of_open_clip_make_the_whole(name):
             rtol=1e-3,
             atol=1e-4,
         )
+
+
+# --- transformers ---------------------------------------------------------------------------------
+
+
+def tiny_hugging_face_clip():
+    transformers = pytest.importorskip("transformers")
+    tower = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    text = {"vocab_size": 99, "hidden_size": 16, "max_position_embeddings": 8, "eos_token_id": 98}
+    with isolated(0):
+        return transformers.CLIPModel(
+            transformers.CLIPConfig(
+                text_config={**tower, **text},
+                vision_config={**tower, "hidden_size": 24, "image_size": 16, "patch_size": 4},
+                projection_dim=8,
+            )
+        ).eval()
+
+
+def tokens_of(texts, **_):
+    """A word's number is made of its letters; the end is 98, and so is what is filled up."""
+    ids = torch.full((len(texts), 8), 98)
+    for row, text in enumerate(texts):
+        numbers = [zlib.crc32(word.encode()) % 98 for word in text.split()]
+        ids[row, : len(numbers)] = torch.tensor(numbers)
+    ends = torch.tensor([len(text.split()) for text in texts])
+    return {"input_ids": ids, "attention_mask": (torch.arange(8) <= ends[:, None]).long()}
+
+
+def test_encoders_and_projections_of_transformers_make_the_whole():
+    whole = tiny_hugging_face_clip()
+    encoders = clip.transformers_encoders(whole, tokens_of)
+    model = SpuriousAwareCLIP(encoders, ["landbird", "waterbird"], ["a {label}"]).eval()
+    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        tokens = tokens_of(["a landbird", "a waterbird"])
+        expected = whole(pixel_values=images, **tokens).logits_per_image
+        torch.testing.assert_close(model(images), expected)
+
+
+def test_a_model_of_transformers_without_projections_is_refused():
+    with pytest.raises(ContractError, match="no CLIPModel"):
+        clip.transformers_encoders(tiny_hugging_face_clip().vision_model, tokens_of)

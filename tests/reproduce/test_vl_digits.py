@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lightning_robust.contracts import ContractError
-from lightning_robust.data.coloured_digits import HUES, ColouredDigits
-from lightning_robust.reproduce import vl_digits
+from lightning_robust.data.coloured_digits import ColouredDigits, DigitsBesidePatches
+from lightning_robust.reproduce import vl_digits, vl_patches
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`")
 
@@ -24,15 +24,17 @@ def _one_thread():
 
 def test_captions_of_a_group_name_its_class_and_hue():
     """Pre-training looks captions up by the number of the group."""
-    assert len(HUES) == len(vl_digits.LABELS) == 5
+    assert vl_digits.DIGITS.hues[2] == "cyan"
+    assert vl_digits.DIGITS.labels[1] == "two-three"
     assert ColouredDigits.group_names[7] == "23_cyan"
-    text = vl_digits.BagOfWords()
-    assert text(["a photo of a cyan two-three", "the digit two-three"]).shape == (2, 64)
+    assert vl_patches.PATCHES.hues[1] == "cyan"
+    assert DigitsBesidePatches.group_names[3] == "5-9_cyan"
+    text = vl_digits.BagOfWords(["a", "cyan", "digit"])
+    assert text(["a cyan digit", "a digit"]).shape == (2, 64)
 
 
 def test_one_short_run_fine_tunes():
-    data = ColouredDigits()
-    encoders = vl_digits.pretrained(data, 0, epochs=10)
+    encoders = vl_digits.pretrained(vl_digits.DIGITS, 0, epochs=10)
     before = vl_digits.train("pre-trained", encoders=encoders)
     after = vl_digits.train("clip + lc + vc + ls", encoders=encoders, epochs=5)
     assert before.epoch == 0
@@ -46,7 +48,7 @@ def test_one_short_run_fine_tunes():
 def test_the_language_sum_is_above_plain_fine_tuning():
     worst = {"clip": [], "clip + lc + vc + ls": []}
     for seed in range(3):
-        encoders = vl_digits.pretrained(ColouredDigits(seed=seed), seed)
+        encoders = vl_digits.pretrained(vl_digits.DIGITS, seed)
         for method, values in worst.items():
             values.append(vl_digits.train(method, seed, encoders=encoders).worst_group_acc)
     assert mean(worst["clip + lc + vc + ls"]) > mean(worst["clip"])
