@@ -41,6 +41,7 @@ from lightning_robust import (
     PGI,
     SELF,
     SPARE,
+    SSA,
     ULA,
     ClassBalance,
     CnC,
@@ -155,6 +156,7 @@ METHODS: dict[str, Callable[[Setting], list[Callback]]] = {
     "GEORGE": lambda at: [GEORGE(identification_epochs=at.epochs, seed=at.seed)],
     "PGI": lambda at: [PGI(identification_epochs=3, seed=at.seed)],
     "CnC": lambda at: [CnC(identification_epochs=3, seed=at.seed)],
+    "SSA": lambda at: [SSA(identification_epochs=3, seed=at.seed)],
 }
 """The callbacks of each method, made anew for each run."""
 
