@@ -58,6 +58,7 @@ from lightning_robust.callbacks.s2l import S2L
 from lightning_robust.callbacks.self import SELF
 from lightning_robust.callbacks.spare import SPARE
 from lightning_robust.callbacks.spectral_signatures import SpectralSignatures
+from lightning_robust.callbacks.ssa import SSA
 from lightning_robust.callbacks.subsample import Subsample
 from lightning_robust.callbacks.ula import ULA
 
@@ -94,6 +95,7 @@ __all__ = [
     "S2L",
     "SELF",
     "SPARE",
+    "SSA",
     "ULA",
     "ActivationClustering",
     "AdjustedAccuracy",

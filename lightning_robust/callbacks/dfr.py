@@ -6,18 +6,16 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from lightning_robust.callbacks._last_layer import _LastLayer
+from lightning_robust.callbacks._validation import validation_set
 from lightning_robust.contracts import (
-    ContractError,
     Groups,
     GroupsLike,
     check_choice,
     check_integer,
     check_positive,
-    resolve_groups,
-    targets_of,
 )
 from lightning_robust.functional.groups import draw_from_groups, group_sums
 from lightning_robust.functional.linear import sparse_logistic_regression
@@ -187,15 +185,12 @@ class DFR(_LastLayer):
         return features.double()
 
     def _validation_set(self) -> tuple[Dataset[Any], Groups, Tensor]:
-        loaders = self.conductor.trainer.val_dataloaders
-        loader = loaders[0] if isinstance(loaders, list | tuple) else loaders
-        if not isinstance(loader, DataLoader):
-            raise ContractError(
-                f"data={self.data!r} and strength={self.strength} need a validation DataLoader "
-                'with groups; give one, or data="train" and a strength'
-            )
-        groups = resolve_groups(self.validation_groups, loader.dataset, split="val")
-        return loader.dataset, groups, targets_of(loader.dataset)
+        return validation_set(
+            self.conductor,
+            self.validation_groups,
+            f"data={self.data!r} and strength={self.strength}",
+            'data="train" and a strength',
+        )
 
 
 def _balanced(groups: Tensor, random: torch.Generator) -> Tensor:

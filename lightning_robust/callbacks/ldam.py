@@ -28,7 +28,8 @@ class LDAM(Method):
     **What changes**: while training, a margin that falls with the fourth root of the size of the
     class is taken off the logit of the target, and all logits are multiplied by ``scale``. From
     ``reweight_epoch`` on, the loss of rare classes counts more too. **Needs** targets;
-    with ``by="group"`` also groups. **Costs** one addition a batch.
+    with ``by="group"`` also groups. **Costs** one addition a batch; while it re-weighs, one
+    all-reduced number under DDP: weights are 1 on average over the batch of all ranks.
 
     Args:
         groups: The group of every training example: a tensor, array or list (n,), or a CSV or
@@ -50,10 +51,11 @@ class LDAM(Method):
     Logged keys: none.
 
     References:
-        The LDAM loss and Algorithm 1, deferred re-weighting; weights by effective numbers and a
-        largest margin of .5 as in the authors' code. Departures: the head stays the user's, where
-        theirs normalises features and weights; weights are 1 on average over the training set,
-        where theirs are over the batch; ``by="group"`` is not in the paper.
+        The LDAM loss and Algorithm 1, deferred re-weighting with weights divided by their sum over
+        the batch; weights by effective numbers and a largest margin of .5 as in the authors' code.
+        Departures: the head stays the user's, where theirs normalises features and weights;
+        Algorithm 1 lowers the learning rate when it starts to re-weigh, here that is left to the
+        user's scheduler; ``by="group"`` is not in the paper.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -114,5 +116,12 @@ class LDAM(Method):
         return Steer(
             shift=-margins.unsqueeze(1) * one_hot,
             scale=None if self.scale == 1 else torch.full_like(margins, self.scale),
-            weight=self._weights[indices] if self.reweighting else None,
+            weight=self._weight(indices) if self.reweighting else None,
         )
+
+    def _weight(self, indices: Tensor) -> Tensor:
+        """Weights of the batch, 1 on average over all ranks."""
+        weights: Tensor = self._weights[indices]
+        total = self.conductor.sum_over_ranks(weights.mean())
+        mean: Tensor = total / self.conductor.trainer.world_size
+        return weights / mean

@@ -24,11 +24,11 @@ class PGI(_Inferred):
     **What changes**: for ``identification_epochs`` epochs the model trains as usual. Then each
     class is split in two environments, easy and hard, as by ``EIIL``. The model starts again from
     its initial weights; from there on the divergence between the mean predictions of the two, for
-    each class of the batch, is added to the loss. The logged loss stays the user's. **Needs**
-    targets, no groups; a loss that averages over the batch. **Costs** one forward pass over the
-    training set, and a softmax a batch; under DDP one all-reduce of 2C (C + 1) numbers: the means
-    are those of the batch over all ranks. A checkpoint written before the second training also
-    holds the initial weights.
+    each class of the batch, averaged over these, is added to the loss. The logged loss stays the
+    user's. **Needs** targets, no groups; a loss that averages over the batch. **Costs** one forward
+    pass over the training set, and a softmax a batch; under DDP one all-reduce of 2C (C + 1)
+    numbers: the means are those of the batch over all ranks. A checkpoint written before the second
+    training also holds the initial weights.
 
     Args:
         identification_epochs: Epochs of the first training; the model must be early, and biased.
@@ -52,8 +52,9 @@ class PGI(_Inferred):
     References:
         Section 3, the invariance penalty on inferred groups. Departures: environments are those of
         EIIL in closed form (:func:`~lightning_robust.functional.environments.infer_environments`);
-        the divergence is ``KL(easy || hard)``, added from the first batch of the second training
-        on, without a schedule; classes and environments are balanced by sampling.
+        the divergence is ``KL(easy || hard)``, its mean over the classes, so that lambda means the
+        same however many there are, added from the first batch of the second training on, without a
+        schedule; classes and environments are balanced by sampling.
         With manual optimisation the penalty is added to each backward pass, whatever the loss was
         divided by.
 

@@ -33,9 +33,9 @@ def class_predictions(logits: Tensor, groups: Tensor, num_groups: int) -> tuple[
 def group_invariance_penalty(sums: Tensor, counts: Tensor) -> Tensor:
     """How far the mean predictions of a class differ between its two environments.
 
-    ``sum over classes of KL(p_c || q_c)``, p_c and q_c being the mean softmax over the examples of
-    class c in the first and in the second environment (predictive group invariance, Ahmed et al.,
-    2021). A class without examples of both takes no part.
+    The mean over classes of ``KL(p_c || q_c)``, p_c and q_c being the mean softmax over the
+    examples of class c in the first and in the second environment (predictive group invariance,
+    Ahmed et al., 2021). A class without examples of both takes no part in the mean.
 
     Args:
         sums: (2C, C), of :func:`class_predictions` of the groups ``2 * target + environment``.
@@ -55,4 +55,4 @@ def group_invariance_penalty(sums: Tensor, counts: Tensor) -> Tensor:
     first, second = means.view(len(both), 2, -1)[both].unbind(1)
     tiny = torch.finfo(means.dtype).tiny
     logs = first.clamp(min=tiny).log() - second.clamp(min=tiny).log()
-    return (first * logs).sum()
+    return (first * logs).sum() / both.sum().clamp(min=1)

@@ -41,6 +41,7 @@ from lightning_robust import (
     PGI,
     SELF,
     SPARE,
+    SSA,
     ULA,
     ClassBalance,
     CnC,
@@ -146,12 +147,16 @@ METHODS: dict[str, Callable[[Setting], list[Callback]]] = {
     ],
     "CVaRDRO": lambda at: [CVaRDRO(alpha=0.2)],
     "FocalLoss": lambda at: [FocalLoss(gamma=2.0)],
-    "LDAM": lambda at: [LDAM(by="group", reweight_epoch=at.epochs * 4 // 5)],
+    "LDAM": lambda at: [
+        LDAM(by="group", reweight_epoch=at.epochs * 4 // 5),
+        _LearningRateDrop(at.epochs * 4 // 5, 0.01),
+    ],
     "AFR": lambda at: [AFR(seed=at.seed)],
-    "SELF": lambda at: [SELF(seed=at.seed)],
+    "SELF": lambda at: [SELF(early_epochs=max(1, at.epochs // 10), seed=at.seed)],
     "GEORGE": lambda at: [GEORGE(identification_epochs=at.epochs, seed=at.seed)],
     "PGI": lambda at: [PGI(identification_epochs=3, seed=at.seed)],
     "CnC": lambda at: [CnC(identification_epochs=3, seed=at.seed)],
+    "SSA": lambda at: [SSA(identification_epochs=3, seed=at.seed)],
 }
 """The callbacks of each method, made anew for each run."""
 
@@ -204,6 +209,19 @@ class _Counted(SmallConvNet):
             _Counted.images += len(images) * (1.0 if trained else 1 / 3)
         logits: Tensor = super().forward(images)  # type: ignore[no-untyped-call]
         return logits
+
+
+class _LearningRateDrop(Callback):
+    """Multiplies the learning rate from an epoch on, as LDAM's Algorithm 1 does to re-weigh."""
+
+    def __init__(self, epoch: int, factor: float) -> None:
+        self.epoch = epoch
+        self.factor = factor
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == self.epoch:
+            for group in trainer.optimizers[0].param_groups:
+                group["lr"] *= self.factor
 
 
 class _UncountedValidation(Callback):

@@ -76,10 +76,10 @@ def by_pgi(views, penalty):
             z, y = views[1].logits[index].double(), int(targets[row])
             hard = bool((z.softmax(0) * z).sum() > z[y])
             cells.setdefault((y, hard), []).append(logits[row].softmax(0))
-        for y in range(3):
-            if (y, False) in cells and (y, True) in cells:
-                p, q = (torch.stack(cells[y, hard]).mean(0) for hard in (False, True))
-                total = total + penalty * (p * (p / q).log()).sum()
+        both = [y for y in range(3) if (y, False) in cells and (y, True) in cells]
+        for y in both:
+            p, q = (torch.stack(cells[y, hard]).mean(0) for hard in (False, True))
+            total = total + penalty * (p * (p / q).log()).sum() / len(both)
         return total
 
     return loss

@@ -29,6 +29,7 @@ from lightning_robust import (
     S2L,
     SELF,
     SPARE,
+    SSA,
     ULA,
     ActivationClustering,
     AdversarialTraining,
@@ -224,6 +225,16 @@ CASES: dict[type[Method], Case] = {
                 1, max_clusters=2, space="logits", step_size=None, balanced_sampling=True
             ),
         ),
+    ),
+    SSA: Case(
+        needs_groups={"data": "train"},
+        active=lambda: SSA(1, data="train", share=0.3, num_steps=50, step_size=0.5),
+        neutral=lambda: SSA(
+            1, data="train", step_size=None, balanced_sampling=False, reinitialise=False
+        ),
+        keys=frozenset({"ssa/num_groups", "ssa/smallest_group"}),
+        bad={"num_folds": 1},
+        variants=(lambda: SSA(1, num_steps=50),),
     ),
     PGI: Case(
         active=lambda: PGI(1, penalty=2.0),

@@ -11,14 +11,25 @@ from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
-from lightning_robust import DFR, SPARE, AnnotatedDataset, ContractError, GroupDRO, GroupMetrics
+from lightning_robust import (
+    DFR,
+    SPARE,
+    SSA,
+    AnnotatedDataset,
+    ContractError,
+    GroupDRO,
+    GroupMetrics,
+)
 
 from .cases import CASES
 from .harness import loader, trainer_for
 from .modules import NUM_FEATURES, Examples, InlineLoss
 
-# By default DFR needs groups of the validation set; tests/callbacks/test_dfr.py has the others.
-NEEDS_GROUPS = [m for m, case in CASES.items() if case.active().needs_groups and m is not DFR]
+# By default these need groups of the validation set; tests/callbacks has the others.
+OF_VALIDATION = (DFR, SSA)
+NEEDS_GROUPS = [
+    m for m, case in CASES.items() if case.active().needs_groups and m not in OF_VALIDATION
+]
 
 
 def refused(callbacks: list[Any], *words: str, train: Any = None, module: Any = None, **settings):
