@@ -3,7 +3,8 @@
 # Auditing
 from lightning_robust.auditing import Audit, audit
 
-# Methods
+# Methods, and what they are made from
+from lightning_robust.callbacks._base import Method
 from lightning_robust.callbacks.activation_clustering import ActivationClustering
 from lightning_robust.callbacks.adversarial_training import AdversarialTraining
 from lightning_robust.callbacks.afr import AFR
@@ -131,6 +132,7 @@ __all__ = [
     "LowestConfidenceDrop",
     "MeanGroupAccuracy",
     "MemorisationScores",
+    "Method",
     "MiddlePerplexity",
     "OverallAccuracy",
     "RNGState",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import math
+import re
 import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -208,6 +209,23 @@ class Groups:
     def counts(self) -> Tensor:
         """Examples in each group (num_groups,), int64."""
         return torch.bincount(self.ids, minlength=self.num_groups)
+
+
+def names_in_keys(names: Sequence[str]) -> list[str]:
+    """The names of groups as they stand in logged keys, which every logger must take.
+
+    MLflow takes no commas, for example, nor ``=``. Whatever is no letter, digit or space, nor one
+    of ``_-./``, becomes ``_``. Should two names become the same, all have their number in front.
+    Letters of all alphabets are kept, of which Lightning's MLflow logger drops all but ASCII.
+
+    Example:
+        >>> names_in_keys(["y=0,place=1", "toxic: any tag"])
+        ['y_0_place_1', 'toxic_any tag']
+    """
+    found = [re.sub(r"\s*[^\w\s./-]+\s*", "_", name) for name in names]
+    if len({*found}) < len(found):
+        return [f"{number}_{name}" for number, name in enumerate(found)]
+    return found
 
 
 GroupsLike: TypeAlias = Groups | Tensor | npt.NDArray[Any] | Sequence[int] | str | Path

@@ -30,6 +30,7 @@ __all__ = [
     "AdjustedAccuracy",
     "AdjustedIoU",
     "GroupAccuracy",
+    "GroupConfusionMatrix",
     "GroupGap",
     "GroupWise",
     "MeanGroupAccuracy",
@@ -88,6 +89,16 @@ def group_counts_correct(
         >>> total
         tensor([1, 0, 0, 2])
     """
+    predicted, target = _classes(preds, target, threshold)
+    groups = _checked_groups(groups, len(predicted), num_groups, validate_args).to(preds.device)
+
+    hits = (predicted == target).to(torch.int64)
+    empty = torch.zeros(num_groups, dtype=torch.int64, device=preds.device)
+    return empty.index_add(0, groups, hits), empty.index_add(0, groups, torch.ones_like(groups))
+
+
+def _classes(preds: Tensor, target: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Predicted and true classes, both (n,), or a refusal of their shapes."""
     if preds.is_floating_point() and preds.ndim == 2 and preds.shape[1] > 1:
         predicted = preds.argmax(dim=1)
     elif preds.is_floating_point() and preds.shape[1:] in ((), (1,)):
@@ -106,11 +117,7 @@ def group_counts_correct(
             f"target must have shape ({len(predicted)},), one class an example of preds, got shape "
             f"{tuple(target.shape)}: turn one-hot or soft targets into classes with argmax(dim=1)"
         )
-    groups = _checked_groups(groups, len(predicted), num_groups, validate_args).to(preds.device)
-
-    hits = (predicted == target).to(torch.int64)
-    empty = torch.zeros(num_groups, dtype=torch.int64, device=preds.device)
-    return empty.index_add(0, groups, hits), empty.index_add(0, groups, torch.ones_like(groups))
+    return predicted, target
 
 
 def _checked_groups(groups: Tensor, length: int, num_groups: int, validate_args: bool) -> Tensor:
@@ -248,6 +255,31 @@ class GroupAccuracy(_CountsPerGroup):
     def compute(self) -> Tensor:
         """Return the accuracy of every group (num_groups,), NaN where it has no example."""
         return self._accuracies()
+
+    def plot(
+        self,
+        val: Tensor | Sequence[Tensor] | None = None,
+        ax: Any = None,
+        labels: Sequence[str] | None = None,
+    ) -> Any:
+        """Plot a bar for every group, with the worst marked; a sequence of results over time.
+
+        Args:
+            val: One result of `compute` or `forward`, or a sequence of them to draw over time.
+            ax: The axis to draw on; a new figure by default.
+            labels: Names of the groups, for the bars.
+
+        Returns:
+            The figure (None when ``ax`` is given) and the axis.
+
+        Raises:
+            ContractError: A `ValueError`: ``labels`` are not one a group.
+            ModuleNotFoundError: matplotlib is missing.
+        """
+        val = self.compute() if val is None else val
+        if not isinstance(val, Tensor):
+            return self._plot(val, ax)
+        return _group_bars(val, ax, labels, "accuracy", limits=(0.0, 1.0))
 
 
 class WorstGroupAccuracy(_CountsPerGroup):
@@ -442,6 +474,165 @@ class OverallAccuracy(_CountsPerGroup):
     def compute(self) -> Tensor:
         """Return the fraction of correct predictions, a scalar."""
         return self.correct.sum().float() / self.total.sum()
+
+
+class GroupConfusionMatrix(Metric):
+    """Which class is predicted for the examples of each class, in every group by itself.
+
+    Args:
+        num_groups: Number of groups of the whole dataset.
+        num_classes: Number of classes.
+        normalize: ``None`` counts examples; ``"true"`` divides by how many examples the group has
+            of the class, as in `torchmetrics.ConfusionMatrix`, and is NaN where it has none.
+        threshold: Binary scores above it predict class 1: 0 for logits, 0.5 for probabilities.
+        kwargs: Options of every `torchmetrics.Metric`.
+
+    Raises:
+        ContractError: A `ValueError`: an argument is refused.
+
+    Example:
+        >>> metric = GroupConfusionMatrix(num_groups=2, num_classes=2)
+        >>> metric.update(
+        ...     preds=torch.tensor([1, 0, 1, 1]),
+        ...     target=torch.tensor([1, 0, 0, 1]),
+        ...     groups=torch.tensor([0, 0, 1, 1]),
+        ... )
+        >>> metric.compute()
+        tensor([[[1, 0],
+                 [0, 1]],
+        <BLANKLINE>
+                [[0, 1],
+                 [0, 1]]])
+    """
+
+    full_state_update = False
+    is_differentiable = False
+
+    matrices: Tensor
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_classes: int,
+        *,
+        normalize: str | None = None,
+        threshold: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        check_integer("num_groups", num_groups, minimum=1)
+        check_integer("num_classes", num_classes, minimum=2)
+        if normalize is not None:
+            check_choice("normalize", normalize, ("true",))
+        self.num_groups = num_groups
+        self.num_classes = num_classes
+        self.normalize = normalize
+        self.threshold = threshold
+        zeros = torch.zeros(num_groups, num_classes, num_classes, dtype=torch.int64)
+        self.add_state("matrices", zeros, dist_reduce_fx="sum")
+
+    def update(self, preds: Tensor, target: Tensor, groups: Tensor) -> None:
+        """Count one batch; see `group_counts_correct` for what ``preds`` may be.
+
+        Args:
+            preds: Logits or probabilities (n, C), binary scores (n,) or (n, 1), or classes (n,).
+            target: True classes (n,) or (n, 1), below ``num_classes``.
+            groups: Group of each example (n,), integers in [0, num_groups).
+
+        Raises:
+            ContractError: A `ValueError`: shapes do not fit, or an id or class is out of range.
+        """
+        predicted, target = _classes(preds, target, self.threshold)
+        groups = _checked_groups(groups, len(predicted), self.num_groups, True).to(preds.device)
+        predicted, target = predicted.long(), target.long()
+        for name, classes in (("preds", predicted), ("target", target)):
+            if (
+                len(classes)
+                and not 0 <= int(classes.min()) <= int(classes.max()) < self.num_classes
+            ):
+                raise ContractError(
+                    f"{name} must be classes in [0, num_classes={self.num_classes}), got "
+                    f"{int(classes.min())} to {int(classes.max())}: pass the number of all classes"
+                )
+        cells = (groups * self.num_classes + target) * self.num_classes + predicted
+        counts = self.matrices.flatten().index_add(0, cells, torch.ones_like(cells))
+        self.matrices = counts.view_as(self.matrices)
+
+    def compute(self) -> Tensor:
+        """Return (num_groups, C, C): true classes down, predicted classes across."""
+        if self.normalize is None:
+            return self.matrices
+        return self.matrices.float() / self.matrices.sum(2, keepdim=True)
+
+    def plot(
+        self,
+        val: Tensor | None = None,
+        ax: Any = None,
+        add_text: bool = True,
+        labels: Sequence[str] | None = None,
+        group_labels: Sequence[str] | None = None,
+    ) -> Any:
+        """Plot one row for each class of each group that has examples of it.
+
+        Colour is the share of a row; the true class is framed, and the group with the lowest
+        accuracy (with ``normalize``, its mean over classes) is marked.
+
+        Args:
+            val: One result of `compute` or `forward`.
+            ax: The axis to draw on; a new figure by default.
+            add_text: Write the values into the cells.
+            labels: Names of the classes.
+            group_labels: Names of the groups.
+
+        Returns:
+            The figure (None when ``ax`` is given) and the axis.
+
+        Raises:
+            ContractError: A `ValueError`: ``val`` is no such result, or there are not as many
+                labels as there should be.
+            ModuleNotFoundError: matplotlib is missing.
+        """
+        val = self.compute() if val is None else val
+        shape = (self.num_groups, self.num_classes, self.num_classes)
+        if not isinstance(val, Tensor) or val.shape != shape:
+            raise ContractError(f"val must be one result of compute, of shape {shape}, got {val!r}")
+        val = val.detach().cpu()
+        classes = _labels("labels", labels, self.num_classes)
+        groups = _labels("group_labels", group_labels, self.num_groups)
+        counts = val.double().nan_to_num(0.0)
+        places = counts.sum(2).nonzero()
+        rows = counts[places[:, 0], places[:, 1]]
+        right = counts.diagonal(dim1=1, dim2=2).sum(1) / counts.sum((1, 2))
+        worst = _worst(right)
+        alone = len(places[:, 0].unique()) == len(places)
+
+        figure, ax = _figure(ax, len(places), 1.2 * self.num_classes)
+        from matplotlib.patches import Rectangle
+
+        shares = (rows / rows.sum(1, keepdim=True)).numpy()
+        ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        for row, (group, true) in enumerate(places.tolist()):
+            ax.add_patch(Rectangle((true - 0.5, row - 0.5), 1, 1, fill=False, linewidth=1.5))
+            if add_text:
+                for column, cell in enumerate(val[group, true].tolist()):
+                    dark = shares[row, column] > 0.5
+                    text = f"{cell:.2f}" if val.is_floating_point() else str(cell)
+                    colour = "white" if dark else "black"
+                    ax.text(column, row, text, ha="center", va="center", color=colour)
+        ax.set_xticks(range(self.num_classes), classes)
+        ax.set_yticks(
+            range(len(places)),
+            [
+                (groups[group] if alone else f"{groups[group]}: {classes[true]}")
+                + (" (worst)" if group == worst else "")
+                for group, true in places.tolist()
+            ],
+        )
+        for tick, (group, _) in zip(ax.get_yticklabels(), places.tolist(), strict=True):
+            tick.set_color(_WORST if group == worst else "black")
+        ax.set_xlabel("predicted class (framed: true)")
+        ax.set_ylabel("group" if alone else "group: true class")
+        return figure, ax
 
 
 # --- explanations ---------------------------------------------------------------------------------
@@ -645,17 +836,32 @@ class GroupWise(Metric):
             values[group] = value.reshape(())
         return values
 
-    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
-        """Plot ``val``, or what `compute` gives, on a matplotlib axis.
+    def plot(
+        self,
+        val: Tensor | Sequence[Tensor] | None = None,
+        ax: Any = None,
+        labels: Sequence[str] | None = None,
+    ) -> Any:
+        """Plot a bar for every group, with the worst marked; a sequence of results over time.
 
         Args:
             val: One result of `compute` or `forward`, or a sequence of them to draw over time.
             ax: The axis to draw on; a new figure by default.
+            labels: Names of the groups, for the bars.
 
         Returns:
             The figure (None when ``ax`` is given) and the axis.
+
+        Raises:
+            ContractError: A `ValueError`: ``labels`` are not one a group.
+            ModuleNotFoundError: matplotlib is missing.
         """
-        return self._plot(val, ax)
+        val = self.compute() if val is None else val
+        if not isinstance(val, Tensor) or not val.ndim:
+            return self._plot(val, ax)
+        limits = (self.metric.plot_lower_bound, self.metric.plot_upper_bound)
+        name = type(self.metric).__name__
+        return _group_bars(val, ax, labels, name, limits, self.higher_is_better)
 
     def _load(self, group: int) -> None:
         for name in self.metric._defaults:
@@ -726,3 +932,86 @@ class WorstGroup(GroupWise):
     def compute(self) -> Tensor:
         """Return the worst value of a group, a scalar."""
         return _extreme(super().compute(), self.total > 0, largest=not self.higher_is_better)
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+_REST, _WORST = "#64748b", "#c2410c"
+
+
+def _group_bars(
+    values: Tensor,
+    ax: Any = None,
+    labels: Sequence[str] | None = None,
+    name: str = "accuracy",
+    limits: tuple[float | None, float | None] = (None, None),
+    higher_is_better: bool | None = True,
+) -> Any:
+    """Draw a bar for every group, with the worst marked.
+
+    Args:
+        values: (num_groups,), NaN where a group has no example.
+        ax: The axis of matplotlib to draw on; a new figure by default.
+        labels: Names of the groups; their numbers by default.
+        name: What the values are.
+        limits: The lowest and the highest value there can be.
+        higher_is_better: Which value is worst; ``None`` marks none.
+
+    Returns:
+        The figure (None when ``ax`` is given) and the axis.
+
+    Raises:
+        ContractError: A `ValueError`: ``labels`` are not one a group.
+        ModuleNotFoundError: matplotlib is missing.
+    """
+    values = values.detach().double().cpu()
+    names = _labels("labels", labels, len(values))
+    figure, ax = _figure(ax, len(values), 6.0)
+    worst = None if higher_is_better is None else _worst(values, largest=not higher_is_better)
+    bars = ax.barh(range(len(values)), values.nan_to_num(0.0).tolist(), color=_REST)
+    ax.set_yticks(range(len(values)), names)
+    ax.set_ylim(len(values) - 0.5, -0.5)
+    low, high = limits
+    ax.set_xlim(low, None if high is None else high + 0.18 * (high - (low or 0.0)))
+    for group, value in enumerate(values.tolist()):
+        text = "no examples" if math.isnan(value) else f"{value:.3f}"
+        if group == worst:
+            bars[group].set_color(_WORST)
+            text += " (worst)"
+        colour = _WORST if group == worst else "black"
+        place = 0.0 if math.isnan(value) else max(value, 0.0)
+        ax.annotate(
+            text, (place, group), (4, 0), textcoords="offset points", va="center", color=colour
+        )
+    ax.set_xlabel(name)
+    ax.set_ylabel("group")
+    ax.spines[["top", "right"]].set_visible(False)
+    return figure, ax
+
+
+def _worst(values: Tensor, *, largest: bool = False) -> int | None:
+    """The group with the worst value; the first of equals, and none if there is no value."""
+    if bool(values.isnan().all()):
+        return None
+    idle = -math.inf if largest else math.inf
+    kept = values.nan_to_num(idle)
+    return int(kept.argmax() if largest else kept.argmin())
+
+
+def _labels(name: str, labels: Sequence[str] | None, number: int) -> list[str]:
+    found = [str(one) for one in (range(number) if labels is None else labels)]
+    if len(found) != number:
+        raise ContractError(f"{name} must be {number} names, got {len(found)}: {found}")
+    return found
+
+
+def _figure(ax: Any, rows: int, width: float) -> tuple[Any, Any]:
+    """A new figure as high as its rows need, or none if there is an axis."""
+    if ax is not None:
+        return None, ax
+    try:
+        from matplotlib import pyplot
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("plot needs matplotlib: pip install matplotlib") from error
+    height = min(1.2 + 0.28 * rows, 40.0)
+    return pyplot.subplots(figsize=(max(3.0, min(width + 2.0, 16.0)), height), layout="constrained")

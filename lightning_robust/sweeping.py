@@ -199,10 +199,7 @@ def with_values(config: dict[str, Any], values: Mapping[str, Any]) -> dict[str, 
         {'momentum': 0.5}
     """
     config = copy.deepcopy(config)
-    callbacks = {
-        one["class_path"].rpartition(".")[2]: one
-        for one in config.get("trainer", {}).get("callbacks") or []
-    }
+    callbacks = _callbacks(config)
     for name, value in values.items():
         first, *path = name.split(".")
         if first in ("model", "data", "trainer"):
@@ -220,6 +217,22 @@ def with_values(config: dict[str, Any], values: Mapping[str, Any]) -> dict[str, 
             node = _arguments(node, name).get(word)
         _arguments(node, name)[path[-1]] = value
     return config
+
+
+def _callbacks(config: Mapping[str, Any]) -> dict[str, Any]:
+    """By class name, as they stand in a recipe."""
+    found = config.get("trainer", {}).get("callbacks") or []
+    return {one["class_path"].rpartition(".")[2]: one for one in found}
+
+
+def _own(space: Space, config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The ranges without those of callbacks that a recipe does not have."""
+    callbacks = _callbacks(config)
+    return {
+        name: given
+        for name, given in space.items()
+        if not name[:1].isupper() or name.partition(".")[0] in callbacks
+    }
 
 
 def _arguments(node: Any, name: str) -> dict[str, Any]:
@@ -383,13 +396,17 @@ def sweep(
     require_matplotlib()
     ranges, folder = load_space(space), Path(output).expanduser()
     configs = {str(recipe): _read(recipe) for recipe in recipes}
+    for name in [] if str(space) in SPACES else ranges:
+        if not any(name in _own(ranges, config) for config in configs.values()):
+            print(f"{name} is passed over: no recipe has this callback", flush=True)
     labels = _labels(list(configs))
     found = []
     for recipe, config in configs.items():
         place = folder / labels[recipe]
-        same = (config, dict(ranges), select, list(words), _digest(inferred))
+        own = _own(ranges, config)
+        same = (config, own, select, list(words), _digest(inferred))
         _claim(place, hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest())
-        setting = _Setting(labels[recipe], config, ranges, place, select, inferred, list(words))
+        setting = _Setting(labels[recipe], config, own, place, select, inferred, list(words))
         found.append(_swept(setting, recipe, draws, list(seeds)))
     print(f"\n{table(found)}")
     _write(folder, found)
@@ -407,13 +424,16 @@ class _Setting:
     select: Select
     inferred: str | Path | None
     words: list[str]
+    told: set[str] = field(default_factory=set)
 
     def run(self, draw: int, seed: int) -> Run:
         """What the file of this run holds; if there is none, train and write it."""
         name = f"{'as_it_is' if draw < 0 else f'draw_{draw}'}-seed_{seed}"
         path = self.folder / f"{name}.json"
         if path.is_file():
-            return Run(**json.loads(path.read_text(encoding="utf-8")))
+            before = Run(**json.loads(path.read_text(encoding="utf-8")))
+            self._tell(name, before, "done before")
+            return before
         values = {} if draw < 0 else drawn(self.space, draw)
         checkpoints = self.folder / f"{name}.checkpoints"
         shutil.rmtree(checkpoints, ignore_errors=True)  # of a run that was killed
@@ -425,14 +445,22 @@ class _Setting:
             gc.collect()
         done = Run(draw=draw, seed=seed, values=values, **found)
         _replace(path, asdict(done))
-        figures = (done.val, done.worst_group_acc, done.acc)
+        self._tell(name, done, f"{done.seconds:.0f} s")
+        return done
+
+    def _tell(self, name: str, run: Run, when: str) -> None:
+        """One line for each run, with what was drawn."""
+        if name in self.told:
+            return
+        self.told.add(name)
+        figures = (run.val, run.worst_group_acc, run.acc)
         val, worst, average = (f"{100 * figure:.1f}" for figure in figures)
+        values = f" ({_shown(run.values)})" if run.values else ""
         print(
-            f"{self.label}, {name}: validation {val}, test worst group {worst}, average {average} "
-            f"({done.seconds:.0f} s)",
+            f"{self.label}, {name}{values}: validation {val}, test worst group {worst}, average "
+            f"{average} ({when})",
             flush=True,
         )
-        return done
 
 
 def _swept(setting: _Setting, recipe: str, draws: int, seeds: list[int]) -> Sweep:
@@ -467,10 +495,14 @@ def table(sweeps: Sequence[Sweep]) -> str:
                 in_percent([run.acc for run in one.runs]),
                 in_percent(adjusted) if len(adjusted) == len(one.runs) else "",
                 in_percent([run.val for run in one.runs]),
-                ", ".join(f"{name} {value}" for name, value in values.items()) or "as it is",
+                _shown(values) or "as it is",
             ]
         )
     return aligned(rows)
+
+
+def _shown(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 def plot(sweeps: Sequence[Sweep], figure: Figure) -> None:

@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from sklearn.metrics import accuracy_score, average_precision_score, f1_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    confusion_matrix,
+    f1_score,
+    roc_auc_score,
+)
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import Metric, MetricCollection, MinMaxMetric
@@ -22,12 +28,14 @@ from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassAUROC,
     MulticlassF1Score,
+    MulticlassHammingDistance,
 )
 from torchmetrics.wrappers import ClasswiseWrapper
 
 from lightning_robust.metrics import (
     AdjustedAccuracy,
     GroupAccuracy,
+    GroupConfusionMatrix,
     GroupGap,
     GroupWise,
     MeanGroupAccuracy,
@@ -419,16 +427,120 @@ def test_lightning_logs_them_as_objects(tmp_path: Path) -> None:
     )
 
 
-def test_plots() -> None:
+@pytest.fixture
+def pyplot():
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
     pyplot = pytest.importorskip("matplotlib.pyplot")
-    for metric in (GroupAccuracy(2), GroupWise(MulticlassAccuracy(3), 2), GroupGap(2)):
+    yield pyplot
+    pyplot.close("all")
+
+
+def test_plots_of_scalars_and_over_time(pyplot: Any) -> None:
+    for metric in (
+        GroupAccuracy(2),
+        GroupWise(MulticlassAccuracy(3), 2),
+        GroupGap(2),
+        WorstGroup(MulticlassAccuracy(3), 2),
+    ):
         values = [metric(*batch_of(seed, [0, 1])) for seed in range(3)]
-        for shown in (None, values):
-            figure, axis = metric.plot(shown)
-            assert len(axis.lines) == (1 if isinstance(metric, GroupGap) else 2)
-            pyplot.close(figure)
+        one = isinstance(metric, GroupGap | WorstGroup)
+        _, axis = metric.plot(values)
+        assert len(axis.lines) == (1 if one else 2)
+        if one:
+            assert len(metric.plot()[1].lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("metric", "worst"),
+    [
+        (GroupAccuracy(4), 3),
+        (GroupWise(MulticlassAccuracy(3, average="micro"), 4), 3),
+        (GroupWise(MulticlassHammingDistance(3, average="micro"), 4), 3),  # lower is better
+    ],
+)
+def test_bars_are_the_values_with_the_worst_marked(metric: Any, worst: int, pyplot: Any) -> None:
+    target, groups = torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([0, 0, 1, 1, 3, 3])
+    metric.update(torch.tensor([0, 1, 2, 1, 0, 0]), target, groups)  # 1, 1/2, none and 0
+    values = metric.compute()
+    figure, axis = metric.plot(labels=["sky", "sea", "nowhere", "land"])
+    assert axis.figure is figure
+    assert [bar.get_width() for bar in axis.patches] == pytest.approx(values.nan_to_num(0).tolist())
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["sky", "sea", "nowhere", "land"]
+    texts = [text.get_text() for text in axis.texts]
+    expected = ["no examples" if v != v else f"{v:.3f}" for v in values.tolist()]
+    expected[worst] += " (worst)"
+    assert texts == expected
+    colours = [bar.get_facecolor() for bar in axis.patches]
+    assert [colours.count(colour) for colour in colours] == [3, 3, 3, 1]
+    _, given = pyplot.subplots()
+    none, same = metric.plot(values, given)
+    assert none is None
+    assert same is given
+    assert [tick.get_text() for tick in given.get_yticklabels()] == ["0", "1", "2", "3"]
+    with pytest.raises(ValueError, match="labels must be 4 names, got 1"):
+        metric.plot(labels=["sky"])
+
+
+# --- confusion within groups ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("normalize", [None, "true"])
+def test_confusion_within_groups_equals_scikit_learn(normalize: str | None) -> None:
+    batches = batches_with_gaps()
+    metric = GroupConfusionMatrix(NUM_GROUPS, 3, normalize=normalize)
+    for batch in batches:
+        metric.update(*batch)
+    found = metric.compute()
+    logits, target, groups = joined(batches)
+    for group in range(NUM_GROUPS):
+        rows = groups == group
+        counts = torch.zeros(3, 3)
+        if rows.any():
+            counts = torch.tensor(
+                confusion_matrix(target[rows], logits[rows].argmax(1), labels=[0, 1, 2])
+            )
+        expected = counts if normalize is None else counts / counts.sum(1, keepdim=True)
+        torch.testing.assert_close(found[group].double(), expected.double(), equal_nan=True)
+    if normalize is None:
+        right = found.diagonal(dim1=1, dim2=2).sum(1) / found.sum((1, 2))
+        assert_same(right, reference(batches)["per_group"])
+
+
+def test_confusion_is_drawn_a_row_for_each_class_of_each_group(pyplot: Any) -> None:
+    metric = GroupConfusionMatrix(3, 2)
+    target, groups = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 0, 0, 2, 2])
+    metric.update(torch.tensor([0, 0, 1, 1, 0]), target, groups)
+    figure, axis = metric.plot(labels=["land", "water"], group_labels=["a", "b", "c"])
+    assert axis.figure is figure
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["a", "c (worst)"]
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["land", "water"]
+    assert [text.get_text() for text in axis.texts] == ["2", "1", "1", "1"]
+    [image] = axis.images
+    assert image.get_array().tolist() == [[pytest.approx(2 / 3), pytest.approx(1 / 3)], [0.5, 0.5]]
+    assert [frame.get_xy() for frame in axis.patches] == [(-0.5, -0.5), (0.5, 0.5)]
+
+    metric.update(torch.tensor([0]), torch.tensor([1]), torch.tensor([0]))  # a's second class
+    _, axis = metric.plot(add_text=False)
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == [
+        "0: 0 (worst)",
+        "0: 1 (worst)",
+        "2: 1",
+    ]
+    assert not axis.texts
+    with pytest.raises(ValueError, match="val must be one result"):
+        metric.plot(torch.zeros(3, 2))
+
+
+def test_confusion_refuses_what_it_cannot_count() -> None:
+    metric = GroupConfusionMatrix(2, 2)
+    ids = torch.tensor([0, 1])
+    with pytest.raises(ValueError, match="target must be classes in"):
+        metric.update(ids, torch.tensor([0, 2]), ids)
+    with pytest.raises(ValueError, match="normalize must be"):
+        GroupConfusionMatrix(2, 2, normalize="all")
+    with pytest.raises(ValueError, match="num_classes must be an integer >= 2"):
+        GroupConfusionMatrix(2, 1)
 
 
 # --- any metric per group -------------------------------------------------------------------------

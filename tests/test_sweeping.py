@@ -87,11 +87,14 @@ def test_a_killed_sweep_goes_on(project, capsys):
     assert found["chosen"] == scores.index(max(scores))
     assert [run["seed"] for run in found["runs"]] == [0, 1]
     assert found["runs"][0] == found["draws"][found["chosen"]]
-    names = {"model.learning_rate", "GroupDRO.step_size", "MAT.temperature"}
-    assert set(found["runs"][1]["values"]) == names
+    assert set(found["runs"][1]["values"]) == {"model.learning_rate", "GroupDRO.step_size"}
     worst = [100 * run["worst_group_acc"] for run in found["runs"]]
     printed = capsys.readouterr().out
     assert f"dro     {mean(worst):.1f} ± {stdev(worst):.1f}" in printed
+    assert "MAT.temperature is passed over" in printed
+    first_rate = found["draws"][0]["values"]["model.learning_rate"]
+    assert f"dro, draw_0-seed_0 (model.learning_rate {first_rate}, GroupDRO" in printed
+    assert (printed.count("draw_0-seed_0"), printed.count("done before")) == (1, 1)
     for run in found["runs"]:
         assert run["worst_group_acc"] == pytest.approx(min(run["group_acc"].values()))
 
@@ -213,3 +216,12 @@ def test_a_recipe_whose_draws_are_all_refused_says_why(project):
         sweeping.sweep(
             [project / "dro.yaml"], project / "out", space=project / "space.yaml", draws=2
         )
+
+
+def test_a_recipe_of_which_nothing_is_drawn_runs_as_it_is(project, capsys):
+    (project / "space.yaml").write_text("MAT.temperature: {choices: [0.1]}")
+    words = ["--seeds=1", "--trainer.max_epochs=1"]
+    assert main([*command(project), *words]) == 0
+    [found] = json.loads((project / "out" / "sweep.json").read_text())
+    assert (found["chosen"], found["draws"], len(found["runs"])) == (-1, [], 1)
+    assert "as it is" in capsys.readouterr().out

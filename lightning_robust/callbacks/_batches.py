@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_robust.callbacks._base import Conductor
+from lightning_robust.callbacks._conductor import Conductor
 from lightning_robust.functional.groups import exponentiated_gradient, group_sums
 
 

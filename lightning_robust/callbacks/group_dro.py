@@ -16,6 +16,7 @@ from lightning_robust.contracts import (
     check_at_least,
     check_bool,
     check_integer,
+    names_in_keys,
 )
 from lightning_robust.functional.groups import balancing_weights
 from lightning_robust.steering import Steer
@@ -130,5 +131,5 @@ class GroupDRO(Method):
             return {}
         return {
             f"group_dro/weight/{name}": weight
-            for name, weight in zip(self.group_names, self.weights, strict=True)
+            for name, weight in zip(names_in_keys(self.group_names), self.weights, strict=True)
         }

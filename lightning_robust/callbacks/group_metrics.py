@@ -13,12 +13,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics import Metric
 
-from lightning_robust.callbacks._base import LoaderTap
+from lightning_robust.callbacks._taps import LoaderTap
 from lightning_robust.contracts import (
     ContractError,
     Groups,
     GroupsLike,
     check_choice,
+    names_in_keys,
     resolve_groups,
     targets_of,
 )
@@ -31,6 +32,7 @@ from lightning_robust.metrics import (
     OverallAccuracy,
     WorstGroupAccuracy,
     _CountsPerGroup,
+    _group_bars,
 )
 from lightning_robust.observing import Observer
 from lightning_robust.sampling import PlanSampler, RecordingBatchSampler, is_padding
@@ -70,7 +72,8 @@ class GroupMetrics(Callback):
         group frequencies, as GroupDRO and WILDS report; once the training groups are known),
         ``<stage>/group_gap``, ``<stage>/group_acc/<group name>``; for each of ``metrics``
         ``<stage>/worst_group_<name>`` and ``<stage>/group_<name>/<group name>``. A group without
-        examples is NaN, and is left out of the rest.
+        examples is NaN, and is left out of the rest. Names are as in
+        :func:`~lightning_robust.contracts.names_in_keys`.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -108,6 +111,32 @@ class GroupMetrics(Callback):
         )
         self._measured: dict[str, list[_Meter]] = {}
         self._training_groups: Groups | None = None
+        self._last: dict[tuple[str, int], dict[str, Tensor]] = {}
+
+    def plot(self, stage: str = "val", ax: Any = None, *, loader: int = 0) -> Any:
+        """Plot the accuracies of the groups as they were logged last, with the worst marked.
+
+        Args:
+            stage: ``"train"``, ``"val"`` or ``"test"``.
+            ax: The axis of matplotlib to draw on; a new figure by default.
+            loader: Which of several loaders.
+
+        Returns:
+            The figure (None when ``ax`` is given) and the axis.
+
+        Raises:
+            ContractError: Nothing has been measured there.
+            ModuleNotFoundError: matplotlib is missing.
+        """
+        if (stage, loader) not in self._last:
+            measured = sorted(self._last) or "nothing"
+            raise ContractError(
+                f"stage={stage!r}, loader={loader} has not been measured ({measured} has): train, "
+                "validate or test first, with this GroupMetrics in the Trainer's callbacks"
+            )
+        each = self._last[stage, loader]
+        values = torch.stack([*each.values()])
+        return _group_bars(values, ax, [*each], f"{stage} accuracy", (0.0, 1.0))
 
     # ---- loaders and head ----------------------------------------------------------------------
 
@@ -225,7 +254,11 @@ class GroupMetrics(Callback):
             return
         for number, meter in enumerate(meters):
             behind = f"/loader_{number}" if len(meters) > 1 else ""
-            values = {f"{stage}/{key}{behind}": value for key, value in meter.compute().items()}
+            found = meter.compute()
+            self._last[stage, number] = {
+                name: found[f"group_acc/{key}"] for name, key in meter.names.items()
+            }
+            values = {f"{stage}/{key}{behind}": value for key, value in found.items()}
             # Every rank has the same values already; sync_dist only tells Lightning so.
             self._module.log_dict(values, sync_dist=self._trainer.world_size > 1)
 
@@ -361,6 +394,7 @@ class _Meter:
         self.stage = stage
         self._recording = RecordingBatchSampler.put_in(loader)
         self._groups = groups
+        self.names = dict(zip(groups.names, names_in_keys(groups.names), strict=True))
         self._annotations = torch.stack([targets, groups.ids])
         self._extra = extra
         self._seen = 0
@@ -433,5 +467,5 @@ class _Meter:
 
     def _by_group(self, key: str, each: Tensor) -> dict[str, Tensor]:
         return {
-            f"{key}/{name}": value for name, value in zip(self._groups.names, each, strict=True)
+            f"{key}/{name}": value for name, value in zip(self.names.values(), each, strict=True)
         }

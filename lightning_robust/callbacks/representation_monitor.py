@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics import MeanMetric, Metric
 
-from lightning_robust.callbacks._base import LoaderTap
+from lightning_robust.callbacks._taps import LoaderTap
 from lightning_robust.contracts import (
     ContractError,
     GroupsLike,

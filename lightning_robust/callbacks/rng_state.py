@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
-from lightning_robust.callbacks._base import LoaderTap
+from lightning_robust.callbacks._taps import LoaderTap
 from lightning_robust.randomness import generator, global_state, resolve_seed, set_global_state
 
 

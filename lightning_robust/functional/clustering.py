@@ -851,8 +851,8 @@ def cluster_sampling_weights(
         ContractError: If an argument is not such a tensor, or a class has no power.
 
     References:
-        Thesis Algorithm 4: w_i = 1 / |V_c,j|, p_i = w_i ** lambda / sum of w_i ** lambda, the sum
-        being over a class. How classes mix is not stated there; equally, in the authors' code.
+        Thesis Algorithm 4: ``w_i = 1 / |V_c,j|``, p_i = w_i ** lambda / sum of w_i ** lambda, the
+        sum being over a class. How classes mix is not stated there; equally, in the authors' code.
 
     Example:
         >>> clusters, targets = torch.tensor([0, 0, 0, 1, 2, 2]), torch.tensor([0, 0, 0, 0, 1, 1])

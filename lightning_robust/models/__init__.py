@@ -5,7 +5,12 @@ from __future__ import annotations
 from lightning_robust.models.biased import biased_logits, biased_losses
 from lightning_robust.models.classifier import Classifier, LanguageModel, SmallConvNet
 from lightning_robust.models.clip import Encoders, SpuriousAwareCLIP, open_clip_encoders
-from lightning_robust.models.first_stages import HeldOutLogits, ProxyTrajectories
+from lightning_robust.models.first_stages import (
+    BiasedLogits,
+    BiasedLosses,
+    HeldOutLogits,
+    ProxyTrajectories,
+)
 from lightning_robust.models.networks import (
     LeNet5,
     language_model,
@@ -27,6 +32,8 @@ from lightning_robust.models.xrm import (
 __all__ = [
     "SAM",
     "XRM",
+    "BiasedLogits",
+    "BiasedLosses",
     "Classifier",
     "CrossRisk",
     "Encoders",

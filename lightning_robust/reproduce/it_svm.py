@@ -4,8 +4,8 @@ Lu et al. (2022), Section 2, for a model that is linear: on data that can be sep
 descent on the tempered loss ends in the direction of ``min |w|`` subject to ``y w.x >= margin`` of
 the example's group. Two clouds in the plane, 40 and 10 examples, a linear classifier without bias,
 ``ImportanceTempering`` with a margin of 1 for the minority and 1, .33 and .1 for the majority (the
-paper's f is 1 / margin). Departure: gradient flow takes as long as exp(|w|), so that each step here
-is of length .3 (steepest descent with a normalised gradient), which has the same limit.
+paper's f is 1 / margin). Departure: gradient flow takes as long as ``exp(|w|)``, so that each
+step here is of length .3 (steepest descent with a normalised gradient), which has the same limit.
 """
 
 from __future__ import annotations

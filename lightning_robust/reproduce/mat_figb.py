@@ -1,9 +1,9 @@
 """MAT, Appendix B (Figure 5): a weight leaves the limit of training alone, a shift does not.
 
 Pezeshki et al. (ICLR 2025): logistic regression with a bias on 100 standardised points of two
-Gaussians in the plane. For half of the examples of class +1 the loss is weighted by .1, or 2 |w| is
-added to the logit. ERM and the weighted loss end at the max-margin direction, here that of
-scikit-learn's linear SVC with C = 1e6; the shifted loss ends elsewhere.
+Gaussians in the plane. For half of the examples of class +1 the loss is weighted by .1, or
+``2 |w|`` is added to the logit. ERM and the weighted loss end at the max-margin
+direction, here that of scikit-learn's linear SVC with C = 1e6; the shifted loss ends elsewhere.
 
 Departures: the Gaussians are far enough apart to be separable, for overlapping ones have no such
 limit; the learning rate is .3 over the loss, with which the direction converges in thousands

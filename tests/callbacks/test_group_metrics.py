@@ -631,3 +631,23 @@ def test_refuses_to_measure_several_training_loaders_at_once():
     loaders = {"a": loader_of(TRAIN), "b": loader_of(VAL)}
     with pytest.raises(ContractError, match="stages="):
         a_trainer(GroupMetrics()).fit(Both(), loaders)
+
+
+def test_the_groups_measured_last_are_drawn():
+    pytest.importorskip("matplotlib").use("Agg")
+    from matplotlib import pyplot
+
+    metrics = GroupMetrics()
+    with pytest.raises(ContractError, match="has not been measured"):
+        metrics.plot()
+    trainer = a_trainer(metrics)
+    trainer.fit(Module(), loader_of(TRAIN), loader_of(VAL))
+    figure, axis = metrics.plot("val")
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == list(NAMES)
+    logged = trainer.callback_metrics
+    for name, bar, text in zip(NAMES, axis.patches, axis.texts, strict=True):
+        value = float(logged[f"val/group_acc/{name}"])
+        assert bar.get_width() == pytest.approx(0 if math.isnan(value) else value)
+        worst = value == float(logged["val/worst_group_acc"])
+        assert text.get_text().endswith("(worst)") == worst
+    pyplot.close(figure)

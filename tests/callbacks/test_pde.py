@@ -246,6 +246,7 @@ SCHEDULES = {
 
 
 @pytest.mark.filterwarnings("ignore:A `OneCycleLR` scheduler is using")
+@pytest.mark.filterwarnings("ignore:The epoch parameter in .* was not necessary")  # torch 2.6
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("per_step", [False, True])
 def test_the_factor_survives_learning_rate_schedules(name, per_step):

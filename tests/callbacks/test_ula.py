@@ -46,7 +46,13 @@ def test_the_bias_head_is_a_linear_classifier_of_the_first_features(train, point
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of scikit-learn's changing names
         by_them = LogisticRegression(
-            C=0.3, l1_ratio=1.0, solver="saga", tol=1e-6, max_iter=20_000, random_state=0
+            penalty="elasticnet",  # the name that scikit-learn 1.8 drops, and older ones need
+            C=0.3,
+            l1_ratio=1.0,
+            solver="saga",
+            tol=1e-6,
+            max_iter=20_000,
+            random_state=0,
         ).fit(features, points.targets)
     wanted = torch.tensor(by_them.predict_log_proba(features)).float()
     found = method.provided.log_softmax(1)

@@ -66,7 +66,7 @@ from lightning_robust import (
 from lightning_robust.callbacks._base import Method
 from lightning_robust.contracts import targets_of
 
-GROUP_NAMES = [f"y={y},m={m}" for y in range(3) for m in range(2)]
+GROUP_NAMES = [f"y_{y}_m_{m}" for y in range(3) for m in range(2)]
 
 
 @dataclass(frozen=True)
@@ -560,7 +560,9 @@ CASES: dict[type[Method], Case] = {
 METHODS: list[type[Method]] = [
     entry
     for name in lightning_robust.__all__
-    if isinstance(entry := getattr(lightning_robust, name), type) and issubclass(entry, Method)
+    if isinstance(entry := getattr(lightning_robust, name), type)
+    and issubclass(entry, Method)
+    and entry is not Method
 ]
 
 

@@ -66,5 +66,5 @@ def test_a_validation_set_without_a_group():
     kept = torch.arange(24)[data.groups != 0].tolist()
     run = Run([GroupMetrics()], InlineLoss, val=loader(Subset(data, kept), shuffle=False))
     logged = run.trainer.callback_metrics
-    assert logged["val/group_acc/y=0,m=0"].isnan()
+    assert logged["val/group_acc/y_0_m_0"].isnan()
     assert logged["val/worst_group_acc"].isfinite()

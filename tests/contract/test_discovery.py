@@ -58,8 +58,8 @@ def test_has_a_page_in_the_docs(method):
 
 @pytest.mark.parametrize("section", ["Args", "Raises", "References", "Example", "Logged keys"])
 def test_docstring_has_its_sections(method, section):
-    assert method.__doc__
-    assert re.search(rf"^    {section}\b.*:", method.__doc__, re.MULTILINE), f"no {section}"
+    text = inspect.cleandoc(method.__doc__ or "")
+    assert re.search(rf"^{section}\b.*:", text, re.MULTILINE), f"no {section}"
 
 
 @pytest.mark.parametrize("word", ["What changes", "Needs", "Costs"])
@@ -68,10 +68,9 @@ def test_docstring_says_what_a_user_asks(method, word):
 
 
 def test_every_argument_is_documented(method):
+    text = inspect.cleandoc(method.__doc__ or "")
     for parameter in parameters_of(method):
-        assert re.search(rf"^        {parameter.name}: \S", method.__doc__ or "", re.MULTILINE), (
-            parameter.name
-        )
+        assert re.search(rf"^    {parameter.name}: \S", text, re.MULTILINE), parameter.name
 
 
 def test_arguments_are_keyword_only_after_the_first_and_have_defaults(method):

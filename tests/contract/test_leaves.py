@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Timer
 from torch.utils.data import WeightedRandomSampler
 
 from lightning_robust import GroupMetrics, RepresentationMonitor, RNGState
-from lightning_robust.callbacks._base import Conductor
+from lightning_robust.callbacks._conductor import Conductor
 
 from .cases import CASES
 from .harness import Run, Trace, Varying, loader, trainer_for

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_robust import ContractError
-from lightning_robust.callbacks._base import Conductor, Method
+from lightning_robust.callbacks._base import Method
+from lightning_robust.callbacks._conductor import Conductor
 from lightning_robust.randomness import global_state
 
 from .harness import Idle, Run, loader

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -20,9 +22,10 @@ from torchvision import datasets, models
 from lightning_robust.data.restricted_imagenet import superclasses
 from lightning_robust.functional.trajectories import save_trajectories
 from lightning_robust.models import networks
-from lightning_robust.sweeping import configured
+from lightning_robust.sweeping import configured, load_space, with_values
 
 ROOT = Path(__file__).parents[2] / "recipes"
+PAGE = (ROOT.parent / "docs" / "recipes.md").read_text(encoding="utf-8")
 RECIPES = sorted(str(path.relative_to(ROOT).with_suffix("")) for path in ROOT.rglob("*.yaml"))
 
 FILES = {
@@ -132,6 +135,14 @@ def small(monkeypatch, words, parser):
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # set by the command; monkeypatch takes it away
 
 
+def in_two_epochs(config: dict) -> None:
+    """Shorten first stages, which train before the two steps."""
+    for callback in config["trainer"]["callbacks"]:
+        for value in callback.get("init_args", {}).values():
+            if isinstance(value, dict) and "epochs" in value.get("init_args", {}):
+                value["init_args"]["epochs"] = 2
+
+
 @pytest.mark.filterwarnings(
     "ignore:.*and training ends then",
     "ignore:XRM finds one group",
@@ -142,6 +153,7 @@ def test_a_recipe_trains_for_two_steps(recipe, roots, small, tmp_path, monkeypat
     data = kind(recipe)
     text = (ROOT / f"{recipe}.yaml").read_text(encoding="utf-8")
     config = yaml.safe_load(text.replace("every_n_steps: 500", "every_n_steps: 1"))
+    in_two_epochs(config)
     words = [f"--data.root={roots[data]}", "--data.batch_size=12", "--data.num_workers=0"]
     if data.removesuffix("DataModule") in IMAGE_FILES:
         words.append("--data.image_size=16")
@@ -174,3 +186,43 @@ def test_a_recipe_says_what_it_is_and_keeps_a_checkpoint(recipe):
     assert callbacks["ModelCheckpoint"] == ({} if "last epoch" in text else best)
     language = found["model"]["class_path"].endswith("LanguageModel")
     assert ("lightning_robust.GroupMetrics" in callbacks) != language
+
+
+def test_the_page_lists_the_recipes():
+    listed, columns = [], []
+    for line in PAGE.splitlines():
+        name, _, *cells = [cell.strip() for cell in line.strip("|").split("|")] + [""] * 2
+        if name == "recipe":
+            columns = [cell.strip("`") for cell in cells if cell]
+        elif not line.startswith("|"):
+            columns = []
+        elif name.startswith("`"):
+            pairs = zip(columns, cells, strict=False)
+            listed += [f"{column}/{name.strip('`')}" for column, cell in pairs if cell == "✓"]
+    assert sorted(listed) == RECIPES
+    readme = (ROOT.parent / "README.md").read_text(encoding="utf-8")
+    assert f"{len(RECIPES)} [recipes](docs/recipes.md)" in readme
+
+
+COMMANDS = re.findall(r"^lightning-robust fit (.*)", PAGE.replace("\\\n", ""), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_the_page_are_read(command, roots, small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, recipe, *words = shlex.split(command.replace("DIR", str(roots["WaterbirdsDataModule"])))
+    recipe = recipe.removeprefix("recipes/").removesuffix(".yaml")
+    run = configured(contents(recipe), [*words, "--trainer.accelerator=cpu"])
+    names = {type(callback).__name__ for callback in run.trainer.callbacks}
+    assert {"SPARE", "GroupMetrics"} <= names
+    if "+=" in command:
+        assert "RNGState" in names
+        assert (run.model.learning_rate, run.trainer.max_epochs) == (1e-5, 102)
+
+
+def test_ranges_of_the_page_are_read(tmp_path):
+    (block,) = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
+    (tmp_path / "space.yaml").write_text(block)
+    space = load_space(tmp_path / "space.yaml")
+    found = with_values(contents("waterbirds/group_dro"), dict.fromkeys(space, 7))
+    assert found["model"]["init_args"]["learning_rate"] == 7
