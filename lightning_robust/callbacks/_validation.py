@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_robust.callbacks._base import Conductor
+from lightning_robust.callbacks._conductor import Conductor
 from lightning_robust.contracts import (
     ContractError,
     Groups,
