@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of ERM, ClassBalance, GroupBalance, GroupDRO, SPARE, ImportanceWeighting, "
         "ImportanceTempering, NormalisedTempering, Subsample, PDE, JTT, DFR, MAT, XRM+GroupDRO, "
         "EIIL, LfF, LogitCorrection, ULA, CVaRDRO, FocalLoss, LDAM, AFR, SELF, GEORGE, PGI, CnC, "
-        "in any case (default: the first five; with --all: all)",
+        "SSA, in any case (default: the first five; with --all: all)",
     )
     demo.add_argument(
         "--correlation",
