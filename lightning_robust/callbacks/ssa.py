@@ -47,7 +47,8 @@ class SSA(_InferredDRO):
             set's own.
         groups: The group of every training example, for ``data="train"``; ``None`` takes
             ``dataset.groups``. Only those of the share are looked at.
-        share: Of each group of the training set, the share that is known with ``data="train"``.
+        share: Of each group of each class of the training set, the share that is known with
+            ``data="train"``, one example at least.
         threshold: Confidence from which predictions of the smallest group are believed.
         num_folds: K >= 2 parts of the unknown.
         num_steps: Steps of each fit.
@@ -156,8 +157,9 @@ class SSA(_InferredDRO):
             known = (self._features(dataset) - mean) / deviation.where(deviation > 0, 1.0)
             ids = torch.zeros(self.num_examples, dtype=torch.int64)
         else:
-            sizes = torch.bincount(self.group_ids, minlength=len(self.group_names))
-            drawn = draw_from_groups(self.group_ids, (self.share * sizes).ceil().long(), random)
+            cells = self.group_ids * self.num_classes + self.targets
+            sizes = (self.share * torch.bincount(cells)).ceil().long()
+            drawn = draw_from_groups(cells, sizes, random)
             groups = Groups(self.group_ids[drawn], self.group_names)
             targets, known, unknown = self.targets[drawn], features[drawn], unknown[~drawn]
             ids = self.group_ids.where(drawn, 0)
