@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -351,14 +352,8 @@ class Observer:
             multiprocessing_context=self.loader.multiprocessing_context if workers else None,
             generator=torch.Generator(),  # iter() draws a seed: not from the global generator
         )
-        bar = tqdm(
-            loader,
-            desc="observing the training set",
-            delay=_SECONDS_BEFORE_A_BAR,
-            leave=False,
-            disable=self.trainer.global_rank != 0,
-        )
-        for batch_indices, batch in zip(indices.split(batch_size), bar, strict=False):
+        shown = _with_bar(loader) if self.trainer.global_rank == 0 else loader
+        for batch, batch_indices in zip(shown, indices.split(batch_size), strict=False):
             yield batch_indices, self._on_device(batch)
 
     def _on_device(self, batch: Any) -> Any:
@@ -452,6 +447,26 @@ def _quantities(
     if "gradients" in names:
         seen["gradients"] = logit_gradients(logits, targets)
     return seen
+
+
+def _with_bar(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The batches, with a progress bar once they take long.
+
+    Not before: tqdm's lock is shared with forked processes, and one that is killed while it has
+    the lock leaves all others waiting.
+    """
+    start, bar = time.monotonic(), None
+    try:
+        for number, batch in enumerate(loader):
+            if bar is not None:
+                bar.update()
+            elif time.monotonic() - start > _SECONDS_BEFORE_A_BAR:
+                text = "observing the training set"
+                bar = tqdm(desc=text, initial=number, total=len(loader), leave=False)
+            yield batch
+    finally:
+        if bar is not None:
+            bar.close()
 
 
 def _overrides(datamodule: Any, hook: str) -> bool:

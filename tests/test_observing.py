@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_robust import observing
 from lightning_robust.contracts import ContractError
 from lightning_robust.observing import Observation, Observer, undisturbed
 from lightning_robust.randomness import global_state
@@ -172,6 +173,17 @@ def test_sees_only_what_was_asked_for():
     found = observe(Plain(), "losses")
     assert found.losses.shape == (N,)
     assert found.logits is found.features is found.gradients is None
+
+
+def test_a_bar_is_shown_once_it_takes_long(monkeypatch, capsys):
+    """And tqdm, whose lock forked processes share, is left alone before."""
+    monkeypatch.setattr(observing, "_SECONDS_BEFORE_A_BAR", -1.0)
+    observe(Plain(), "losses")
+    assert "observing the training set" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setattr(observing, "tqdm", None)
+    observe(Plain(), "losses")
+    assert "observing the training set" not in capsys.readouterr().err
 
 
 def test_a_shuffled_loader_with_workers_is_seen_in_dataset_order():
